@@ -1,0 +1,179 @@
+"""Moving digits: scikit-learn's real handwritten digits, coloured, in motion, captioned.
+
+Everything about a clip is a row of a table; rendering is a pure function of the row, so that a clip is the same
+whatever else is rendered. Glyphs are split into train and test before anything is rendered.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Iterator, Mapping
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+import torch.nn.functional as F
+
+from pyoco_pipeline.data.clips import Clip
+from pyoco_pipeline.errors import UserError
+
+COLOURS: dict[str, tuple[int, int, int]] = {
+    "red": (235, 45, 45),
+    "orange": (255, 140, 0),
+    "yellow": (245, 230, 50),
+    "green": (50, 200, 70),
+    "blue": (60, 110, 255),
+    "purple": (175, 60, 225),
+    "white": (245, 245, 245),
+}
+DIRECTIONS = ("left", "right", "up", "down")  # of the first frames; the digit bounces at the borders
+SPEEDS = {"slowly": 0.08, "quickly": 0.18}  # share of the free path per frame
+ATTRIBUTES = ("digit", "colour", "direction", "speed")
+
+GLYPH_SHARE = 0.62  # of the frame's side that the glyph's box takes
+_FINE = 32  # glyphs are resampled from this many points a side
+_TEST_EVERY = 5  # one glyph in five is kept for testing
+_STRAIGHT_FRAMES = 4  # no bounce before this frame, so that the first direction can be seen
+
+
+@lru_cache(maxsize=1)
+def glyphs() -> tuple[torch.Tensor, np.ndarray]:
+    """The 1,797 glyphs as ink in [0, 1], (N, 32, 32), and their labels (N,)."""
+    from sklearn.datasets import load_digits
+
+    digits = load_digits()
+    ink = torch.tensor(digits.images / 16.0, dtype=torch.float32)[:, None]
+    # Padding keeps strokes that touch the 8x8 border from being cut off by the resampling.
+    ink = F.interpolate(F.pad(ink, (1, 1, 1, 1)), size=(_FINE, _FINE), mode="bicubic", align_corners=False)
+    return torch.sigmoid((ink[:, 0] - 0.45) * 10.0), digits.target.astype(int)
+
+
+def glyph_split(split: str) -> np.ndarray:
+    """Indices of the glyphs that may appear in clips of `split` ("train" or "test")."""
+    index = np.arange(len(glyphs()[1]))
+    is_test = index % _TEST_EVERY == _TEST_EVERY - 1
+    return index[is_test if split == "test" else ~is_test]
+
+
+def caption(digit: int, colour: str, direction: str, speed: str) -> str:
+    """The caption of a clip, e.g. "an orange digit 7 moving slowly left and right, first right"."""
+    article = "an" if colour[0] in "aeiou" else "a"
+    axis = "left and right" if direction in ("left", "right") else "up and down"
+    return f"{article} {colour} digit {digit} moving {speed} {axis}, first {direction}"
+
+
+def plan_clips(num_clips: int, split: str, seed: int = 0) -> pd.DataFrame:
+    """One row per clip to render; row i depends on (seed, split, i) alone."""
+    _, labels = glyphs()
+    allowed, colours, speeds = glyph_split(split), list(COLOURS), list(SPEEDS)
+    rows = []
+    for i in range(num_clips):
+        rng = np.random.default_rng([seed, split == "test", i])
+        glyph = int(allowed[rng.integers(len(allowed))])
+        colour = colours[rng.integers(len(colours))]
+        direction = DIRECTIONS[rng.integers(len(DIRECTIONS))]
+        speed = speeds[rng.integers(len(speeds))]
+        travel = _STRAIGHT_FRAMES * SPEEDS[speed]
+        along = float(rng.uniform(0.0, 1.0 - travel))
+        rows.append(
+            {
+                "row_id": f"{split}-{i:06d}",
+                "path": f"glyph-{glyph:04d}",  # so that the leakage rule watches over the glyphs
+                "caption": caption(int(labels[glyph]), colour, direction, speed),
+                "start": np.nan,
+                "end": np.nan,
+                "split": split,
+                "path_problem": "",
+                "digit": str(labels[glyph]),
+                "colour": colour,
+                "direction": direction,
+                "speed": speed,
+                "glyph": glyph,
+                # Free-path coordinates in [0, 1]; moving left or up starts from the far end.
+                "along": along if direction in ("right", "down") else 1.0 - along,
+                "across": float(rng.uniform()),
+                "background": float(rng.uniform(0.0, 40.0)),
+            }
+        )
+    return pd.DataFrame(rows)
+
+
+def render_clips(
+    table: pd.DataFrame, num_frames: int, size: int, device: str | torch.device = "cpu"
+) -> torch.Tensor:
+    """Render planned clips: (N, T, size, size, 3) uint8 on `device`."""
+
+    def column(name: str) -> torch.Tensor:
+        return torch.tensor(table[name].to_numpy(dtype=np.float32), device=device)
+
+    ink = glyphs()[0][torch.tensor(table["glyph"].to_numpy(dtype=int))].to(device)  # (N, 32, 32)
+    speed = torch.tensor([SPEEDS[s] for s in table["speed"]], device=device)
+    direction = table["direction"].to_numpy()
+    sign = torch.tensor(np.where(np.isin(direction, ["right", "down"]), 1.0, -1.0), device=device)
+    horizontal = torch.tensor(np.isin(direction, ["left", "right"]), device=device)[:, None]
+    time = torch.arange(num_frames, device=device)
+    path = torch.remainder(column("along")[:, None] + (sign * speed)[:, None] * time, 2.0)
+    along = torch.where(path > 1.0, 2.0 - path, path).float()  # a triangle wave bounces at both ends
+    across = column("across")[:, None].expand_as(along)
+    x = torch.where(horizontal, along, across)
+    y = torch.where(horizontal, across, along)
+
+    mask = _resample(y, size) @ ink[:, None] @ _resample(x, size).transpose(-1, -2)  # (N, T, size, size)
+    mask = mask.clamp(0, 1)[..., None]
+    colour = torch.tensor([COLOURS[c] for c in table["colour"]], dtype=torch.float32, device=device)
+    colour = colour[:, None, None, None, :]
+    background = column("background")[:, None, None, None, None]
+    return (background + (colour - background) * mask).round().to(torch.uint8)
+
+
+def _resample(position: torch.Tensor, size: int) -> torch.Tensor:
+    """Rows of a separable tent filter that puts the glyph at `position` in [0, 1] of its free path.
+
+    position: (N, T). Returns (N, T, size, 32), each row a weighted mean of glyph points.
+    """
+    box = GLYPH_SHARE * size
+    step = box / _FINE  # frame pixels per glyph point
+    points = position[..., None] * (size - box) + (torch.arange(_FINE, device=position.device) + 0.5) * step
+    pixels = torch.arange(size, device=position.device) + 0.5
+    reach = max(1.0, step)  # a tent narrower than the glyph's own grid would leave gaps
+    tent = (reach - (pixels[:, None] - points[..., None, :]).abs()).clamp_min(0.0)
+    return tent * (step / reach**2)
+
+
+class MovingDigitsSource:
+    """The embedded data set as a source of captioned clips.
+
+    num_train, num_test: clips per split; size: side in pixels; fps: what players are told. Row i of a split is
+    the same for any number of clips.
+    """
+
+    kind = "moving_digits"
+
+    def __init__(
+        self,
+        *,
+        num_train: int,
+        num_test: int,
+        num_frames: int,
+        height: int,
+        width: int,
+        fps: float,
+        seed: int,
+    ) -> None:
+        if height != width:
+            raise UserError(
+                f"height={height} and width={width} differ, but moving digits are square: set both to one value."
+            )
+        self.num_train, self.num_test, self.seed = num_train, num_test, seed
+        self.num_frames, self.size, self.fps = num_frames, height, fps
+
+    def captions(self) -> pd.DataFrame:
+        """All planned clips, train before test, with their captions and attributes."""
+        parts = [plan_clips(self.num_train, "train", self.seed), plan_clips(self.num_test, "test", self.seed)]
+        return pd.concat(parts, ignore_index=True)
+
+    def clips(self, row: Mapping[Hashable, Any]) -> Iterator[Clip]:
+        """The one clip of a planned row."""
+        video = render_clips(pd.DataFrame([dict(row)]), self.num_frames, self.size)[0].numpy()
+        yield Clip(str(row["row_id"]), video, {name: str(row[name]) for name in ATTRIBUTES})

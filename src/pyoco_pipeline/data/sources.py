@@ -1,0 +1,71 @@
+"""From a source of captioned rows to a folder of clips, whatever the source."""
+
+from __future__ import annotations
+
+import csv
+import logging
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, Protocol
+
+import pandas as pd
+
+from pyoco_pipeline.data.clips import CaptionedClip, Clip, Manifest, write_clips
+from pyoco_pipeline.errors import UserError
+
+logger = logging.getLogger(__name__)
+
+
+class ClipSource(Protocol):
+    """Rows with captions, and the clips of a row.
+
+    `captions()` has at least row_id, path, caption, start, end, split, path_problem; `clips(row)` raises VideoError
+    for a row whose file can't be used.
+    """
+
+    @property
+    def kind(self) -> str: ...
+    @property
+    def fps(self) -> float: ...
+    def captions(self) -> pd.DataFrame: ...
+    def clips(self, row: Mapping[Any, Any]) -> Iterator[Clip]: ...
+
+
+def write_source(
+    source: ClipSource, captions: pd.DataFrame, shape: tuple[int, int, int], folder: Path, max_bad_share: float
+) -> Manifest:
+    """Write the clips of all rows into `folder`, and the rows that could not be used into its quarantine.csv.
+
+    shape: (frames, height, width). Raises UserError when more than `max_bad_share` of the rows are bad or no clip is
+    left; one bad file alone never ends the run.
+    """
+    quarantine: list[tuple[str, str, str]] = []
+    manifest = write_clips(
+        folder, _clips(source, captions, quarantine), kind=source.kind, shape=shape, fps=source.fps
+    )
+    with (folder / "quarantine.csv").open("w", newline="") as file:
+        csv.writer(file).writerows([("row_id", "path", "reason"), *quarantine])
+    share = len(quarantine) / max(1, len(captions))
+    if share > max_bad_share or not manifest.counts:
+        listed = "; ".join(f"{row} ({reason})" for row, _, reason in quarantine[:5])
+        raise UserError(
+            f"{len(quarantine)} of {len(captions)} rows could not be read, more than the share "
+            f"{max_bad_share:g} of ingest.source.max_bad_share. First: {listed}. Mend or drop them, or raise the share."
+        )
+    if quarantine:
+        logger.warning("%d of %d rows are in quarantine.csv beside the clips", len(quarantine), len(captions))
+    return manifest
+
+
+def _clips(
+    source: ClipSource, captions: pd.DataFrame, quarantine: list[tuple[str, str, str]]
+) -> Iterator[CaptionedClip]:
+    from pyoco_pipeline.data.video import VideoError
+
+    for row in captions.to_dict("records"):
+        try:
+            for clip in source.clips(row):
+                yield CaptionedClip(clip, str(row["caption"]), str(row["split"]))
+        except VideoError as error:
+            quarantine.append((str(row["row_id"]), str(row["path"]), error.reason))
+            logger.warning("%s: %s", row["row_id"], error)

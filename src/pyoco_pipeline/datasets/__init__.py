@@ -1,0 +1,5 @@
+"""Kedro datasets of this project."""
+
+from pyoco_pipeline.datasets.folder import FolderDataset, WorkFolderDataset
+
+__all__ = ["FolderDataset", "WorkFolderDataset"]

@@ -1,0 +1,77 @@
+"""Folders as Kedro datasets: nodes pass paths and writers, never weights or pixels."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from kedro.io import AbstractDataset
+
+from pyoco_pipeline.errors import UserError
+
+FolderWriter = Callable[[Path], object]
+
+
+class FolderDataset(AbstractDataset[FolderWriter, Path]):
+    """A folder that is either whole or not there.
+
+    Saving takes a function that writes into an empty folder; it is given one beside the target, which takes the
+    target's place when the function has returned. Loading gives the path.
+
+    filepath: the folder.
+    """
+
+    def __init__(self, *, filepath: str, metadata: dict[str, Any] | None = None) -> None:
+        self._filepath = Path(filepath)
+        self.metadata = metadata
+
+    def load(self) -> Path:
+        if not self._filepath.is_dir():
+            raise UserError(f"{self._filepath} is missing: run the pipeline that makes it first.")
+        return self._filepath
+
+    def save(self, data: FolderWriter) -> None:
+        aside = self._filepath.with_name(f".writing-{self._filepath.name}")
+        old = self._filepath.with_name(f".old-{self._filepath.name}")
+        for leftover in (aside, old):
+            shutil.rmtree(leftover, ignore_errors=True)
+        aside.mkdir(parents=True)
+        try:
+            data(aside)
+        except BaseException:
+            shutil.rmtree(aside, ignore_errors=True)
+            raise
+        if self._filepath.exists():
+            self._filepath.rename(old)
+        aside.rename(self._filepath)
+        shutil.rmtree(old, ignore_errors=True)
+
+    def _exists(self) -> bool:
+        return self._filepath.is_dir()
+
+    def _describe(self) -> dict[str, Any]:
+        return {"filepath": str(self._filepath)}
+
+
+class WorkFolderDataset(AbstractDataset[None, Path]):
+    """A folder that a node keeps for itself between runs, such as checkpoints; made when it is missing."""
+
+    def __init__(self, *, filepath: str, metadata: dict[str, Any] | None = None) -> None:
+        self._filepath = Path(filepath)
+        self.metadata = metadata
+
+    def load(self) -> Path:
+        self._filepath.mkdir(parents=True, exist_ok=True)
+        return self._filepath
+
+    def save(self, data: None) -> None:
+        raise UserError(f"{self._filepath} is a work folder: nodes write into it, the catalog does not.")
+
+    def _exists(self) -> bool:
+        # Always there for a node that asks; it is never something to run another pipeline for.
+        return True
+
+    def _describe(self) -> dict[str, Any]:
+        return {"filepath": str(self._filepath)}

@@ -1,0 +1,100 @@
+"""Sampling captioned clips from a trained stage."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from pyoco_pipeline.config import GenerateSettings, SamplerSettings
+from pyoco_pipeline.data.batches import mix_seed, to_uint8
+from pyoco_pipeline.data.embeddings import Conditioning, TextEmbeddings
+from pyoco_pipeline.diffusion import Churn, ClassifierFreeGuidance, Denoise, EDMDenoiser, sample
+from pyoco_pipeline.errors import UserError
+from pyoco_pipeline.models import load_stage_info, load_video_model
+from pyoco_pipeline.models.text import TextEncoder, text_encoder_folder
+from pyoco_pipeline.noise import NoisePrior, prior_from_config
+
+
+def sample_batch(
+    denoise: Denoise,
+    prior: NoisePrior,
+    settings: SamplerSettings,
+    cond: Conditioning,
+    null: Conditioning,
+    shape: tuple[int, int, int],
+    seeds: Sequence[int],
+) -> Tensor:
+    """Guided clips (B, T, H, W, 3) uint8, one per seed; a clip is the same whatever batch it is in.
+
+    shape: (frames, height, width).
+    """
+    device = cond["encoder_hidden_states"].device
+    guided = ClassifierFreeGuidance(denoise, settings.guidance_scale, null, settings.guidance_interval)
+    video = sample(
+        guided,
+        prior,
+        (len(seeds), 3, *shape),
+        solver=settings.solver,
+        steps=settings.steps,
+        sigma_min=settings.sigma_min,
+        sigma_max=settings.sigma_max,
+        rho=settings.rho,
+        churn=Churn(**settings.churn.model_dump()),
+        generator=[torch.Generator(device).manual_seed(seed) for seed in seeds],
+        device=device,
+        **cond,
+    )
+    return to_uint8(video)
+
+
+def generate_clips(
+    model: Path, settings: GenerateSettings, captions: Sequence[str], embeddings: TextEmbeddings
+) -> Iterator[Tensor]:
+    """Clips (T, H, W, 3) uint8 for captions, from the stage in folder `model`, clip i from seed (seed, i).
+
+    Raises UserError for a prior other than the model's unless that is asked for, and for another text encoder.
+    """
+    info = load_stage_info(model)
+    prior = sampling_prior(prior_from_config(info.noise), settings)
+    if info.text_encoder_sha256 != embeddings.encoder_sha256:
+        raise UserError(
+            f"{model} was trained with another text encoder than {embeddings.folder} was made with: "
+            "run `finetune_video` anew, or set ingest.text_encoder back."
+        )
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    network = load_video_model(model).eval().to(device)
+    denoise = EDMDenoiser(network, info.sigma_data)
+    cond = _conditioning(captions, embeddings)
+    for first in range(0, len(captions), settings.batch_size):
+        places = range(first, min(first + settings.batch_size, len(captions)))
+        batch = {key: value[places.start : places.stop].to(device) for key, value in cond.items()}
+        seeds = [mix_seed(settings.seed, i) for i in places]
+        with torch.inference_mode():
+            yield from sample_batch(
+                denoise, prior, settings.sampler, batch, embeddings.null(device), info.shape, seeds
+            ).cpu()
+
+
+def sampling_prior(trained: NoisePrior, settings: GenerateSettings) -> NoisePrior:
+    """The prior to sample with: the trained one, or the one asked for; UserError when they differ unasked."""
+    asked = settings.noise.prior() if settings.noise else trained
+    if asked != trained and not settings.allow_other_prior:
+        raise UserError(
+            f"generate.noise is {asked}, the model was trained with {trained}: leave generate.noise out, or set "
+            "generate.allow_other_prior=true to sample with another prior."
+        )
+    return asked
+
+
+def _conditioning(captions: Sequence[str], embeddings: TextEmbeddings) -> Conditioning:
+    """Embeddings from ingest where it made them; of new captions from the same encoder."""
+    new = embeddings.unknown(captions)
+    if not new:
+        return embeddings.conditioning(embeddings.rows(captions))
+    encoder = TextEncoder(text_encoder_folder(embeddings.encoder), embeddings.tokens.shape[1])
+    tokens, mask = encoder.encode(captions)
+    # Through half precision, as ingest keeps them.
+    return {"encoder_hidden_states": tokens.half().float(), "encoder_attention_mask": mask}

@@ -1,0 +1,55 @@
+"""Sampling of captioned clips."""
+
+from __future__ import annotations
+
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from pyoco_pipeline.config import GenerateSettings
+from pyoco_pipeline.datasets.folder import FolderWriter
+
+
+def sample_clips(generate: GenerateSettings, model: Path, clips: Path, text_embeddings: Path) -> FolderWriter:
+    """Sample clips with the model's own prior, kept losslessly as a folder of clips."""
+    from pyoco_pipeline.data.clips import CaptionedClip, Clip, ClipStore, write_clips
+    from pyoco_pipeline.data.embeddings import TextEmbeddings
+    from pyoco_pipeline.generation import generate_clips
+
+    store, embeddings = ClipStore(clips), TextEmbeddings(text_embeddings)
+    asked = _prompts(generate, store)
+    videos = generate_clips(model, generate, [caption for caption, _ in asked], embeddings)
+    sampled = (
+        CaptionedClip(Clip(f"generated-{i:06d}", video.numpy(), attributes), caption, "generated")
+        for i, (video, (caption, attributes)) in enumerate(zip(videos, asked, strict=True))
+    )
+    kind, fps = store.manifest.kind, store.manifest.fps
+    return partial(write_clips, clips=sampled, kind=kind, shape=store.shape, fps=fps)
+
+
+def _prompts(generate: GenerateSettings, store: Any) -> list[tuple[str, dict[str, str]]]:
+    """Captions to sample, with what is known of them: the user's, or those of test clips."""
+    if generate.prompts is not None:
+        asked: list[tuple[str, dict[str, str]]] = [(caption, {}) for caption in generate.prompts]
+    else:
+        split = "test" if store.manifest.counts.get("test") else "train"
+        asked = [(item.caption, item.clip.attributes) for item in store.take(split, generate.num_clips)]
+    return [asked[i % len(asked)] for i in range(generate.num_clips)]
+
+
+def write_videos(generated_clips: Path, generate: GenerateSettings) -> tuple[FolderWriter, Any]:
+    """Videos for people to watch, and a contact sheet of their frames."""
+    from pyoco_pipeline.data.clips import ClipStore
+    from pyoco_pipeline.reporting.contact_sheet import contact_sheet
+
+    store = ClipStore(generated_clips)
+    items = store.take(limit=generate.num_videos)
+    sheet = contact_sheet([item.clip.video for item in items], [item.caption for item in items])
+    return partial(_encode, store=store, limit=generate.num_videos, suffix=generate.video_format), sheet
+
+
+def _encode(folder: Path, *, store: Any, limit: int, suffix: str) -> None:
+    from pyoco_pipeline.reporting.video_files import write_video
+
+    for item in store.take(limit=limit):
+        write_video(folder / f"{item.clip.clip_id}.{suffix}", item.clip.video, store.manifest.fps)

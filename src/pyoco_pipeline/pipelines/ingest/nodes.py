@@ -1,0 +1,76 @@
+"""Captions in, validated by the catalog; clips and text embeddings out."""
+
+from __future__ import annotations
+
+from functools import partial
+from pathlib import Path
+
+import pandas as pd
+
+from pyoco_pipeline.config import IngestSettings, VideoFolderSettings
+from pyoco_pipeline.data.sources import ClipSource
+from pyoco_pipeline.datasets.folder import FolderWriter
+
+
+def list_captions(ingest: IngestSettings) -> pd.DataFrame:
+    """One row per captioned clip or video, with the number of tokens that the text encoder sees."""
+    from pyoco_pipeline.models.text import load_tokenizer, text_encoder_folder
+
+    table = _source(ingest).captions()
+    tokenizer = load_tokenizer(text_encoder_folder(ingest.text_encoder))
+    captions = table["caption"].fillna("").astype(str).tolist()
+    return table.assign(num_tokens=[len(ids) for ids in tokenizer(captions).input_ids])
+
+
+def cut_clips(captions: pd.DataFrame, ingest: IngestSettings) -> FolderWriter:
+    """The clips of all captions that passed validation."""
+    from pyoco_pipeline.data.sources import write_source
+
+    source = ingest.source
+    return partial(
+        _write_clips,
+        source=_source(ingest),
+        captions=captions,
+        shape=(ingest.num_frames, ingest.height, ingest.width),
+        max_bad_share=source.max_bad_share if isinstance(source, VideoFolderSettings) else 0.0,
+        write=write_source,
+    )
+
+
+def _write_clips(folder: Path, *, write, **arguments) -> None:  # type: ignore[no-untyped-def]
+    write(folder=folder, **arguments)
+
+
+def embed_captions(captions: pd.DataFrame, ingest: IngestSettings) -> FolderWriter:
+    """Token embeddings of the distinct captions, and of the empty one for guidance."""
+    from pyoco_pipeline.data.embeddings import write_embeddings
+    from pyoco_pipeline.models.text import TextEncoder, text_encoder_folder
+
+    encoder = TextEncoder(text_encoder_folder(ingest.text_encoder), ingest.max_tokens)
+    distinct = ["", *sorted(set(captions["caption"]) - {""})]
+    tokens, mask = encoder.encode(distinct)
+    return partial(
+        write_embeddings,
+        captions=distinct,
+        tokens=tokens,
+        mask=mask,
+        encoder=ingest.text_encoder,
+        encoder_sha256=encoder.sha256,
+    )
+
+
+def _source(ingest: IngestSettings) -> ClipSource:
+    size = {
+        "num_frames": ingest.num_frames,
+        "height": ingest.height,
+        "width": ingest.width,
+        "fps": ingest.fps,
+    }
+    options = ingest.source.model_dump(exclude={"kind", "max_bad_share"})
+    if ingest.source.kind == "moving_digits":
+        from pyoco_pipeline.data.digits import MovingDigitsSource
+
+        return MovingDigitsSource(**options, **size)
+    from pyoco_pipeline.data.folder import VideoFolderSource
+
+    return VideoFolderSource(**options, **size)

@@ -1,0 +1,27 @@
+"""Image pretraining."""
+
+from __future__ import annotations
+
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from pyoco_pipeline.config import PretrainImageSettings
+from pyoco_pipeline.datasets.folder import FolderWriter
+
+
+def train_image_model(
+    pretrain_image: PretrainImageSettings, clips: Path, text_embeddings: Path, checkpoints: Path
+) -> tuple[FolderWriter, list[dict[str, Any]]]:
+    """Train the image model on frames; gives the model's folder and the training history."""
+    from pyoco_pipeline.data.clips import ClipStore
+    from pyoco_pipeline.data.embeddings import TextEmbeddings
+    from pyoco_pipeline.models import save_image_model
+    from pyoco_pipeline.noise import IIDNoise
+    from pyoco_pipeline.pipelines.samples import SampleSheet
+    from pyoco_pipeline.training import stages
+
+    store, embeddings = ClipStore(clips), TextEmbeddings(text_embeddings)
+    sheet = SampleSheet(checkpoints / "samples", store, embeddings, IIDNoise(), num_frames=1)
+    model, info, history = stages.train_image_model(pretrain_image, store, embeddings, checkpoints, sheet)
+    return partial(save_image_model, model, info=info), history

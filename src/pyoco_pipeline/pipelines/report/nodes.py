@@ -1,0 +1,134 @@
+"""The report."""
+
+from __future__ import annotations
+
+import json
+import platform
+from collections.abc import Mapping
+from datetime import datetime
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from pyoco_pipeline.config import ReportSettings
+
+
+def write_report(
+    report: ReportSettings,
+    generated_clips: Path,
+    videos: Path,
+    clips: Path,
+    captions: pd.DataFrame,
+    model: Path,
+    metrics: dict[str, Any],
+    image_history: list[dict[str, Any]],
+    history: list[dict[str, Any]],
+    parameters: dict[str, Any],
+    work: Path,
+) -> str:
+    """One self-contained HTML page on data, training, clips and metrics."""
+    from pyoco_pipeline.models import load_stage_info
+    from pyoco_pipeline.noise import prior_from_config
+    from pyoco_pipeline.reporting.html import Report, render_report
+
+    info = load_stage_info(model)
+    prior = prior_from_config(info.noise)
+    return render_report(
+        Report(
+            title=report.title,
+            run=_run_facts(work),
+            videos=_generated(generated_clips, videos),
+            real_videos=_real(clips, len(list(videos.iterdir()))),
+            metrics=metrics,
+            history=image_history + history,
+            config=_plain(parameters),
+            captions=_caption_facts(captions),
+            ingest=_ingest_facts(clips),
+            prior=f"The base stage was trained, and the clips were sampled, with {prior}.",
+            covariance=prior.covariance(info.shape[0]).numpy(),
+        )
+    )
+
+
+def _run_facts(work: Path) -> dict[str, Any]:
+    timings = work / "timings.json"
+    return {
+        "date": datetime.now().isoformat(sep=" ", timespec="minutes"),
+        "pyoco_pipeline": version("pyoco_pipeline"),
+        "torch": version("torch"),
+        "diffusers": version("diffusers"),
+        "python": platform.python_version(),
+        "wall_time_s": json.loads(timings.read_text()) if timings.is_file() else {},
+    }
+
+
+def _generated(generated_clips: Path, videos: Path) -> list[Any]:
+    """The encoded videos, with what the digits classifier reads in them where it applies."""
+    from pyoco_pipeline.data.clips import ClipStore
+    from pyoco_pipeline.reporting.html import ReportClip
+
+    store = ClipStore(generated_clips)
+    files = sorted(videos.iterdir())
+    items = store.take(limit=len(files))
+    readings: list[dict[str, str] | None] = [None] * len(items)
+    if store.manifest.kind == "moving_digits":
+        from pyoco_pipeline.evaluation.digits3d import read_attributes
+
+        readings = read_attributes([item.clip.video for item in items])  # type: ignore[assignment]
+    return [
+        ReportClip.from_file(path, item.caption, readback=reading, asked=item.clip.attributes)
+        for path, item, reading in zip(files, items, readings, strict=True)
+    ]
+
+
+def _real(clips: Path, limit: int) -> list[Any]:
+    """Real test clips of the same captions' kind, encoded without loss."""
+    import tempfile
+
+    from pyoco_pipeline.data.clips import ClipStore
+    from pyoco_pipeline.reporting.html import ReportClip
+    from pyoco_pipeline.reporting.video_files import write_video
+
+    store = ClipStore(clips)
+    split = "test" if store.manifest.counts.get("test") else "train"
+    shown = []
+    with tempfile.TemporaryDirectory() as folder:
+        for item in store.take(split, limit):
+            path = write_video(Path(folder) / "clip.webp", item.clip.video, store.manifest.fps)
+            shown.append(ReportClip.from_file(path, item.caption))
+    return shown
+
+
+def _caption_facts(captions: pd.DataFrame) -> dict[str, Any]:
+    return {
+        "captions": len(captions),
+        "distinct": int(captions["caption"].nunique()),
+        "longest_in_tokens": int(captions["num_tokens"].max()),
+    }
+
+
+def _ingest_facts(clips: Path) -> dict[str, Any]:
+    from pyoco_pipeline.data.clips import ClipStore
+
+    manifest = ClipStore(clips).manifest
+    quarantined = pd.read_csv(clips / "quarantine.csv").to_dict("records")
+    return {
+        "kept": sum(manifest.counts.values()),
+        "quarantined": quarantined,
+        "kind": manifest.kind,
+        "frames": manifest.num_frames,
+        "size": f"{manifest.height} x {manifest.width}",
+        "frames_per_second": manifest.fps,
+        "sha256": manifest.sha256,
+    }
+
+
+def _plain(value: Any) -> Any:
+    """Settings as the mappings they were read from."""
+    if hasattr(value, "model_dump"):
+        return value.model_dump(mode="json")
+    if isinstance(value, Mapping):
+        return {key: _plain(item) for key, item in value.items()}
+    return value

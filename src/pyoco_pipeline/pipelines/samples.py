@@ -1,0 +1,45 @@
+"""Validation pictures of a stage in training: the same captions and seeds each time."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from pyoco_pipeline.config import SamplerSettings
+from pyoco_pipeline.data.batches import mix_seed
+from pyoco_pipeline.data.clips import ClipStore
+from pyoco_pipeline.data.embeddings import TextEmbeddings
+from pyoco_pipeline.diffusion import Denoise
+from pyoco_pipeline.generation import sample_batch
+from pyoco_pipeline.noise import NoisePrior
+from pyoco_pipeline.reporting.contact_sheet import contact_sheet
+
+_SAMPLER = SamplerSettings(solver="euler", steps=12, guidance_scale=2.0)
+_NUM_CLIPS = 6
+
+
+class SampleSheet:
+    """Called with (steps done, denoiser): writes a contact sheet of sampled test captions and returns its path."""
+
+    def __init__(
+        self, folder: Path, store: ClipStore, embeddings: TextEmbeddings, prior: NoisePrior, num_frames: int
+    ) -> None:
+        self.folder, self.prior, self.embeddings = folder, prior, embeddings
+        split = "test" if store.manifest.counts.get("test") else "train"
+        self.captions = [item.caption for item in store.take(split, _NUM_CLIPS)]
+        self.shape = (num_frames, *store.shape[1:])
+
+    def __call__(self, step: int, denoise: Denoise) -> Path:
+        device = next(denoise.network.parameters()).device  # type: ignore[attr-defined]
+        videos = sample_batch(
+            denoise,
+            self.prior,
+            _SAMPLER,
+            self.embeddings.conditioning(self.embeddings.rows(self.captions), device),
+            self.embeddings.null(device),
+            self.shape,
+            [mix_seed(0, i) for i in range(len(self.captions))],
+        )
+        self.folder.mkdir(parents=True, exist_ok=True)
+        path = self.folder / f"step-{step:08d}.png"
+        contact_sheet(videos.cpu().numpy(), self.captions).save(path)
+        return path

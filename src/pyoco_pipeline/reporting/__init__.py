@@ -1,0 +1,1 @@
+"""What people look at: videos, contact sheets, figures and the HTML report."""

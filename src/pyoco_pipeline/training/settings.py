@@ -1,0 +1,91 @@
+"""Settings of a training stage, validated once; every field's comment gives its unit."""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+if TYPE_CHECKING:  # settings are read when pipelines are listed, which must not cost the import of torch
+    from pyoco_pipeline.noise import NoisePrior
+
+
+class Settings(BaseModel):
+    """Base of all settings: unknown keys are errors, values do not change."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+Positive = Annotated[int, Field(gt=0)]
+Share = Annotated[float, Field(ge=0, le=1)]
+
+
+class NoiseSettings(Settings):
+    """Which noise prior, and how strongly it correlates the frames of a clip (PYoCo, eq. 3 to 6)."""
+
+    kind: Literal["iid", "mixed", "progressive"] = "progressive"
+    alpha: float | None = Field(2.0, ge=0)  # correlation strength; .inf repeats one frame; unused by iid
+
+    @model_validator(mode="after")
+    def _alpha_where_needed(self) -> Self:
+        if self.kind != "iid" and (self.alpha is None or math.isnan(self.alpha)):
+            raise ValueError(f"kind={self.kind} needs an alpha of at least 0, found {self.alpha}")
+        return self
+
+    def prior(self) -> NoisePrior:
+        """The prior itself."""
+        from pyoco_pipeline.noise import make_prior
+
+        return make_prior(self.kind, None if self.kind == "iid" else self.alpha)
+
+
+class SigmaSettings(Settings):
+    """Law of the noise levels in training: ln(sigma) ~ N(mean, std^2) (EDM, table 1: P_mean, P_std)."""
+
+    mean: float = -1.2
+    std: float = Field(1.2, gt=0)
+
+
+class TrainSettings(Settings):
+    """One training run, of images or of clips."""
+
+    steps: Positive
+    batch_size: Positive  # clips per step, over all processes
+    learning_rate: float = Field(gt=0)  # peak
+    warmup_steps: int = Field(0, ge=0)
+    schedule: Literal["constant", "cosine"] = "cosine"  # after warm-up; cosine ends at zero
+    weight_decay: float = Field(0.0, ge=0)
+    beta2: float = Field(0.99, gt=0, lt=1)
+    grad_clip: float = Field(1.0, gt=0)  # largest norm of the gradient
+    accumulation: Positive = 1  # micro-batches per step
+    ema_half_life: float = Field(gt=0)  # steps
+    ema_rampup: float = Field(0.05, gt=0)  # the half-life is at most this share of the steps done
+    precision: Literal["auto", "float32", "bf16"] = "auto"  # auto: bf16 on a GPU, float32 on a CPU
+    channels_last: bool = True
+    compile: bool = False
+    image_share: Share = 0.0  # share of steps on images, as clips of one frame
+    caption_dropout: Share = 0.1  # share of captions replaced by the empty one
+    log_every: Positive = 10  # steps
+    checkpoint_every: Positive = 100  # steps
+    keep_checkpoints: Positive = 2
+    sample_every: int = Field(0, ge=0)  # steps between validation samples; 0: at the end only
+    resume: Literal["auto", "never"] = "auto"
+    max_loss_growth: float = Field(20.0, gt=1)  # stop when the mean loss grows to so many times its lowest
+    max_minutes: float | None = Field(None, gt=0)  # stop early, with a checkpoint
+    seed: int = 0
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        if self.batch_size % self.accumulation:
+            raise ValueError(
+                f"batch_size={self.batch_size} is not a multiple of accumulation={self.accumulation}"
+            )
+        if self.warmup_steps > self.steps:
+            raise ValueError(f"warmup_steps={self.warmup_steps} is more than steps={self.steps}")
+        return self
+
+    def identity(self) -> dict[str, Any]:
+        """The fields that decide the resulting weights; a checkpoint of other values is of another run."""
+        other = {"log_every", "checkpoint_every", "keep_checkpoints", "sample_every", "resume", "max_minutes"}
+        return self.model_dump(exclude=other | {"compile", "max_loss_growth"})

@@ -1,0 +1,317 @@
+"""One trainer for image and video stages, on Accelerate.
+
+Step k (from 0) is a function of the weights before it and of (seed, k): batch, sigma and noise are drawn from
+generators seeded by them. So a run that was stopped anywhere goes on to the same weights.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import signal
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from pyoco_pipeline.data.batches import Batch, ClipBatches, mix_seed
+from pyoco_pipeline.diffusion import Denoise, EDMDenoiser, LogNormalSigma, edm_loss
+from pyoco_pipeline.errors import UserError
+from pyoco_pipeline.noise import NoisePrior
+from pyoco_pipeline.training.checkpoint import (
+    CheckpointFolder,
+    History,
+    Snapshot,
+    check_same_run,
+    load_optimizer,
+    load_rng,
+    optimizer_tensors,
+    rng_tensors,
+)
+from pyoco_pipeline.training.ema import EMA
+from pyoco_pipeline.training.settings import SigmaSettings, TrainSettings
+
+logger = logging.getLogger(__name__)
+metrics_logger = logging.getLogger("pyoco_pipeline.metrics")
+
+
+@dataclass(frozen=True)
+class Objective:
+    """What a stage minimises: EDM's loss with noise of `prior` at levels of `sigma`."""
+
+    prior: NoisePrior
+    sigma: SigmaSettings
+    sigma_data: float = 0.5
+
+    def draw(self, x0: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+        """Noise levels (B,) and noise (B, C, T, H, W) for clean clips.
+
+        A clip of one frame has the prior's marginal, N(0, I): images share no noise with each other.
+        """
+        law = LogNormalSigma(self.sigma.mean, self.sigma.std)
+        sigma = law.sample(len(x0), generator=generator, device=x0.device)
+        return sigma, self.prior.sample(x0.shape, generator=generator, device=x0.device)
+
+    def loss(self, network: nn.Module, batch: Batch, sigma: Tensor, noise: Tensor) -> Tensor:
+        """Mean loss over a batch."""
+        denoise = EDMDenoiser(network, self.sigma_data)
+        return edm_loss(denoise, batch.x0, noise, sigma, self.sigma_data, **batch.cond).mean()
+
+
+def train(
+    network: nn.Module,
+    batches: ClipBatches,
+    objective: Objective,
+    settings: TrainSettings,
+    *,
+    stage: str,
+    checkpoints: Path,
+    identity: dict[str, Any],
+    validate: Callable[[int, Denoise], Path | None] | None = None,
+) -> History:
+    """Train `network` in place and leave the averaged (EMA) weights in it; returns the logged rows.
+
+    checkpoints: folder of this stage's checkpoints; an unfinished run with the same identity goes on from its newest.
+    identity: what else makes the run what it is (stage, prior, data, initial weights); JSON-able.
+    validate: called as (steps done, denoiser with averaged weights); may return a picture to log.
+
+    Raises UserError on a loss that is not finite or explodes, on a stop by SIGINT or SIGTERM (after a checkpoint),
+    and on a checkpoint of another run.
+    """
+    return _Run(network, batches, objective, settings, stage, checkpoints, identity, validate).run()
+
+
+class _Run:
+    def __init__(
+        self,
+        network: nn.Module,
+        batches: ClipBatches,
+        objective: Objective,
+        settings: TrainSettings,
+        stage: str,
+        checkpoints: Path,
+        identity: dict[str, Any],
+        validate: Callable[[int, Denoise], Path | None] | None,
+    ) -> None:
+        self.settings, self.batches, self.objective = settings, batches, objective
+        self.stage, self.validate = stage, validate
+        self.fingerprint = {"stage": stage, **identity, "train": settings.identity()}
+        self.folder = CheckpointFolder(checkpoints, settings.keep_checkpoints)
+        self.accelerator = Accelerator(mixed_precision=_precision(settings.precision))
+        self.device = self.accelerator.device
+        network.train().to(self.device)
+        if settings.channels_last:
+            network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self.network = network
+        self.ema = EMA(network, settings.ema_half_life, settings.ema_rampup)
+        self.optimizer = torch.optim.AdamW(
+            [p for p in network.parameters() if p.requires_grad],
+            lr=settings.learning_rate,
+            betas=(0.9, settings.beta2),
+            weight_decay=settings.weight_decay,
+            fused=self.device.type == "cuda",
+        )
+        self.history: History = []
+        self.step = 0  # steps done
+        self.stopped_by: str | None = None
+
+    def run(self) -> History:
+        self._resume()
+        self.model, self.prepared = self.accelerator.prepare(self.network, self.optimizer)
+        if self.settings.compile:
+            self.model = torch.compile(self.model, dynamic=False)
+        with self._signals(), self._progress() as bar:
+            self._loop(bar)
+        self._sample()
+        self._checkpoint(finished=True)
+        self.ema.swap(self.network)
+        self.network.eval()
+        return self.history
+
+    def _loop(self, bar: tqdm) -> None:
+        settings = self.settings
+        losses: list[Tensor] = []
+        started = last_log = time.monotonic()
+        while self.step < settings.steps:
+            loss, grad_norm = self._train_step()
+            losses.append(loss)
+            bar.update()
+            done = self.step == settings.steps
+            if self.step % settings.log_every == 0 or done:
+                now = time.monotonic()
+                self._log(losses, grad_norm, now - last_log, bar)
+                losses, last_log = [], now
+            if settings.max_minutes and time.monotonic() - started > 60 * settings.max_minutes:
+                logger.info(
+                    "%s: stopped at step %d after %g minutes", self.stage, self.step, settings.max_minutes
+                )
+                return
+            if self.stopped_by:
+                if losses:
+                    self._log(losses, grad_norm, time.monotonic() - last_log, bar)
+                self._checkpoint()
+                raise UserError(
+                    f"{self.stage}: stopped by {self.stopped_by} at step {self.step} of {settings.steps}; the "
+                    f"checkpoint is in {self.folder.folder}, and the same command goes on from it."
+                )
+            if self.step % settings.checkpoint_every == 0 and not done:
+                if losses:  # never keep weights whose losses were not looked at
+                    self._check(torch.stack(losses).mean().item())
+                self._checkpoint()
+            if settings.sample_every and self.step % settings.sample_every == 0 and not done:
+                self._sample()
+                last_log = time.monotonic()
+
+    def _train_step(self) -> tuple[Tensor, Tensor]:
+        settings = self.settings
+        draw = torch.Generator(self.device).manual_seed(mix_seed(settings.seed, self.step, 2))
+        # Drawn for the whole batch and then split, so that neither processes nor micro-batches change the draws.
+        batch = self.batches.batch(self.step, self.device)
+        sigma, noise = self.objective.draw(batch.x0, draw)
+        parts = settings.accumulation * self.accelerator.num_processes
+        first = settings.accumulation * self.accelerator.process_index
+        for group in self.optimizer.param_groups:
+            group["lr"] = learning_rate(settings, self.step)
+        total = torch.zeros((), device=self.device)
+        for i in range(first, first + settings.accumulation):
+            part = _part(batch, i, parts)
+            with self.accelerator.autocast():
+                loss = self.objective.loss(self.model, part, sigma.chunk(parts)[i], noise.chunk(parts)[i])
+            self.accelerator.backward(loss / settings.accumulation)
+            total += loss.detach() / settings.accumulation
+        total = self.accelerator.reduce(total, "mean")
+        grad_norm = self.accelerator.clip_grad_norm_(self.model.parameters(), settings.grad_clip)
+        self.prepared.step()
+        self.prepared.zero_grad(set_to_none=True)
+        self.step += 1
+        self.ema.update(self.network, self.step)
+        return total, grad_norm
+
+    def _log(self, losses: list[Tensor], grad_norm: Tensor, seconds: float, bar: tqdm) -> None:
+        loss = torch.stack(losses).mean().item()
+        self._check(loss)
+        rate = len(losses) * self.settings.batch_size / seconds
+        metrics = {
+            "loss": loss,
+            "grad_norm": float(grad_norm),
+            "learning_rate": learning_rate(self.settings, self.step - 1),
+            "clips_per_second": rate,
+        }
+        self.history.append({"stage": self.stage, "step": self.step, **metrics})
+        remaining = (self.settings.steps - self.step) * self.settings.batch_size / rate
+        bar.set_postfix_str(f"loss {loss:.4f}, |grad| {float(grad_norm):.2f}, {rate:.1f} clips/s")
+        metrics_logger.debug(
+            "%s", self.stage, extra={"stage": self.stage, "step": self.step, "metrics": metrics}
+        )
+        if bar.disable and self.step % (10 * self.settings.log_every) == 0:
+            logger.info(
+                "%s: step %d of %d, loss %.4f, |grad| %.2f, %.1f clips/s, %.0f s left",
+                self.stage, self.step, self.settings.steps, loss, float(grad_norm), rate, remaining,
+            )  # fmt: skip
+
+    def _check(self, loss: float) -> None:
+        """Stop on a loss that no longer trains anything; the last checkpoint stays."""
+        lowest = min((row["loss"] for row in self.history), default=math.inf)
+        warm = self.step > self.settings.warmup_steps
+        if not math.isfinite(loss) or (warm and loss > self.settings.max_loss_growth * lowest):
+            kept = self.folder.paths()
+            state = f"the last good checkpoint is {kept[-1]}" if kept else "there is no checkpoint yet"
+            raise UserError(
+                f"{self.stage}: the loss is {loss:.4g} at step {self.step} (lowest so far {lowest:.4g}), so "
+                f"training stopped; {state}. Lower train.learning_rate, lengthen train.warmup_steps, or look at "
+                "the data."
+            )
+
+    def _checkpoint(self, finished: bool = False) -> None:
+        if not self.accelerator.is_main_process:
+            return
+        self.folder.save(
+            Snapshot(
+                step=self.step,
+                fingerprint=self.fingerprint,
+                network=dict(self.network.state_dict()),
+                ema=self.ema.state_dict(),
+                optimizer=optimizer_tensors(self.optimizer),
+                rng=rng_tensors(),
+                history=self.history,
+                finished=finished,
+            )
+        )
+
+    def _resume(self) -> None:
+        snapshot = self.folder.newest() if self.settings.resume == "auto" else None
+        if snapshot is None or snapshot.finished:
+            self.folder.clear()
+            return
+        check_same_run(snapshot, self.fingerprint, self.folder.folder)
+        self.network.load_state_dict(snapshot.network)
+        self.ema.load(snapshot.ema)
+        load_optimizer(self.optimizer, snapshot.optimizer)
+        load_rng(snapshot.rng)
+        self.step, self.history = snapshot.step, snapshot.history
+        logger.info("%s: going on from step %d of %d", self.stage, self.step, self.settings.steps)
+
+    def _sample(self) -> None:
+        if self.validate is None or not self.accelerator.is_main_process:
+            return
+        kept = rng_tensors()
+        self.ema.swap(self.network)
+        self.network.eval()
+        with self.accelerator.autocast(), torch.no_grad():
+            picture = self.validate(self.step, EDMDenoiser(self.network, self.objective.sigma_data))
+        self.network.train()
+        self.ema.swap(self.network)
+        load_rng(kept)
+        if picture is not None:
+            extra = {"stage": self.stage, "step": self.step, "image": picture}
+            metrics_logger.debug("%s: samples", self.stage, extra=extra)
+
+    @contextmanager
+    def _signals(self) -> Iterator[None]:
+        """Turn SIGINT and SIGTERM into a stop after the current step."""
+
+        def stop(number: int, _frame: object) -> None:
+            self.stopped_by = signal.Signals(number).name
+
+        try:
+            before = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
+        except ValueError:  # not in the main thread: the runner's own handling stays
+            yield
+            return
+        try:
+            yield
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+    def _progress(self) -> tqdm:
+        # disable=None: no bar where the output is not a terminal; `_log` writes lines there instead.
+        return tqdm(total=self.settings.steps, initial=self.step, desc=self.stage, unit="step", disable=None)
+
+
+def learning_rate(settings: TrainSettings, step: int) -> float:
+    """The rate of step `step` (from 0): linear warm-up, then constant, or a cosine to zero."""
+    if step < settings.warmup_steps:
+        return settings.learning_rate * (step + 1) / settings.warmup_steps
+    if settings.schedule == "constant":
+        return settings.learning_rate
+    share = (step - settings.warmup_steps) / max(1, settings.steps - settings.warmup_steps)
+    return settings.learning_rate * 0.5 * (1.0 + math.cos(math.pi * share))
+
+
+def _precision(name: str) -> str:
+    if name == "auto":
+        name = "bf16" if torch.cuda.is_available() else "float32"
+    return {"float32": "no", "bf16": "bf16"}[name]
+
+
+def _part(batch: Batch, index: int, parts: int) -> Batch:
+    cond = {key: value.chunk(parts)[index] for key, value in batch.cond.items()}
+    return Batch(batch.x0.chunk(parts)[index], cond)
