@@ -6,6 +6,8 @@ import html
 import logging
 import subprocess
 import sys
+import time
+from dataclasses import replace
 from html.parser import HTMLParser
 
 import numpy as np
@@ -16,7 +18,10 @@ from hypothesis import strategies as st
 
 from pyoco_pipeline.data.captions import (
     DEFAULT_EXPECTATIONS,
+    CaptionCheck,
     CaptionValidator,
+    RowExample,
+    RuleOutcome,
     check_captions,
     derive_columns,
     dominant_script,
@@ -178,7 +183,7 @@ def test_a_table_of_only_three_columns_is_enough():
 def test_an_empty_table_keeps_nothing_and_breaks_nothing():
     check = check_captions(table(GOOD).iloc[:0], DEFAULT_EXPECTATIONS)
     assert (len(check.kept), len(check.dropped), check.failed) == (0, 0, False)
-    assert "0 captions" in caption_report_html(check) or "<b>0</b>kept" in caption_report_html(check)
+    assert "<b>0</b>kept" in caption_report_html(check)
 
 
 def test_a_rule_with_mostly_drops_nothing_while_it_holds():
@@ -196,7 +201,7 @@ BAD_RULES = {
     "argument": (rule("values_to_be_between", column="characters", maximum=3), "maximum: extra fields"),
     "value": (rule("values_to_be_between", column="characters", max_value="many"), "max_value"),
     "no column": (rule("values_to_not_be_null"), "column: field required"),
-    "action": (rule("values_to_not_be_null", "delete", column="caption"), "action 'delete'; use one of drop, warn, fail"),
+    "action": (rule("values_to_not_be_null", "delete", column="caption"), "action 'delete'; use one of drop"),
     "key": ({**rule("values_to_not_be_null", column="caption"), "mostly": 1}, "unknown key 'mostly'"),
     "reason": ({**rule("values_to_not_be_null", column="caption"), "reason": ""}, "no text for 'reason'"),
     "column": (rule("values_to_not_be_null", column="title"), "column 'title', which is none of: row_id, path"),
@@ -238,14 +243,23 @@ def test_tokens_are_words_and_punctuation_marks():
     assert derive_columns(table("a red ball, twice!", "", None))["num_tokens"].tolist() == [6, 0, pd.NA]
 
 
-@given(
-    st.lists(st.none() | st.text(st.characters()), max_size=5)
-)  # any character, half surrogate pairs included
-@settings(deadline=None, max_examples=25)
+ANY_TEXT = st.none() | st.text(st.characters())  # any character, half surrogate pairs included
+
+
+@given(st.lists(ANY_TEXT, max_size=5))
+def test_derived_columns_exist_for_any_text(captions):
+    frame = derive_columns(table(*captions))
+    assert frame["characters"].isna().tolist() == [caption is None for caption in captions]
+    assert frame["near_duplicate"].between(0, 1).all()
+    assert all(frame["script"])
+
+
+@given(st.lists(ANY_TEXT, min_size=20, max_size=60))
+@settings(deadline=None, max_examples=5)
 def test_no_text_crashes_the_check_or_the_report(captions):
     check = check_captions(table(*captions), DEFAULT_EXPECTATIONS)
     assert len(check.kept) + len(check.dropped) == len(captions)
-    assert check.summary()
+    assert check.summary().encode("utf-8")
     caption_report_html(check).encode("utf-8", "replace")
 
 
@@ -263,17 +277,17 @@ class Tags(HTMLParser):
 
 
 @given(st.text(st.sampled_from("<>&\"'/ =scriptonload!-"), min_size=1))
-@settings(deadline=None, max_examples=25)
 def test_the_report_shows_text_and_never_runs_it(text):
     hostile = f"<script>alert(1)</script>{text}<img src=x onerror=alert(1)>"
-    captions = table(hostile, hostile, row_id=[hostile, "b"], path_problem=["", hostile])
-    rules = [{**DEFAULT_EXPECTATIONS[5], "reason": hostile}, *DEFAULT_EXPECTATIONS]
-    page = caption_report_html(check_captions(captions, rules))
+    outcome = RuleOutcome(hostile, "drop", hostile, False, 1, 2, (RowExample(hostile, hostile, hostile),))
+    about_all = replace(outcome, observed=hostile)
+    dropped = table(hostile, row_id=[hostile]).assign(reason=hostile)
+    page = caption_report_html(CaptionCheck(table(hostile), dropped, (outcome, about_all)))
     tags = Tags()
     tags.feed(page)
     assert tags.names.isdisjoint({"script", "img", "a", "link", "iframe"})
     assert tags.attributes <= {"lang", "charset", "name", "content", "class", "style"}
-    assert html.escape(hostile) in page
+    assert page.count(html.escape(hostile)) == 14
 
 
 def test_the_report_needs_no_network_and_follows_the_colour_setting():
@@ -304,7 +318,7 @@ def test_the_validator_takes_its_own_rules(tmp_path):
 
 def test_the_validator_raises_on_a_broken_fail_rule_and_when_nothing_is_left(tmp_path):
     validator = CaptionValidator(str(tmp_path / "r.html"))
-    with pytest.raises(UserError, match="break a rule that must hold(.|\n)*row0"):
+    with pytest.raises(UserError, match=r"break a rule that must hold(.|\n)*row0"):
         validator.validate(table(GOOD, "b", path=["a", "a"], split=["train", "test"]))
     assert "failed" in (tmp_path / "r.html").read_text(encoding="utf-8")
     with pytest.raises(UserError, match="no row left"):
@@ -343,8 +357,6 @@ def test_importing_the_module_does_not_import_great_expectations():
 
 @pytest.mark.slow
 def test_a_hundred_thousand_rows_take_less_than_a_minute():
-    import time
-
     captions = table(*[f"a red ball rolls {k} times" for k in range(100_000)])
     started = time.perf_counter()
     assert len(check_captions(captions, DEFAULT_EXPECTATIONS).kept) == 100_000

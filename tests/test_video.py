@@ -256,11 +256,11 @@ def test_a_cut_file_is_reported_as_such_unless_nothing_that_is_shown_is_missing(
     for faststart in (False, True):
         for share in np.linspace(0.02, 0.98, 13):
             path = vf.cut(vf.write_video(tmp_path / "v.mp4", faststart=faststart), float(share))
-            try:
+            if not faststart and share > 0.95:  # only tags are missing
                 assert vf.indices(decode_frames(path, [0.0, 1.9], 16, 16)) == [0, 15]
-                assert share > 0.95
-            except VideoError as error:
-                assert error.reason.startswith("is cut short: ")
+            else:
+                with pytest.raises(VideoError, match="is cut short: "):
+                    decode_frames(path, [0.0, 1.9], 16, 16)
 
 
 def test_damaged_bytes_never_raise_anything_else(tmp_path):

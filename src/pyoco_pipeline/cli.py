@@ -21,7 +21,7 @@ def cli() -> None:
 
 def _run(verbose: bool, **options: Any) -> Any:
     try:
-        return kedro_run.callback(**options)  # type: ignore[misc]
+        return kedro_run.callback(**options)
     except Exception as error:
         message = user_message(error)
         if message is None or verbose:

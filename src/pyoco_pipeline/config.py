@@ -7,7 +7,14 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, model_validator
 
-from pyoco_pipeline.training.settings import NoiseSettings, Positive, Settings, Share, SigmaSettings, TrainSettings
+from pyoco_pipeline.training.settings import (
+    NoiseSettings,
+    Positive,
+    Settings,
+    Share,
+    SigmaSettings,
+    TrainSettings,
+)
 
 
 class MovingDigitsSettings(Settings):
@@ -24,7 +31,9 @@ class VideoFolderSettings(Settings):
 
     kind: Literal["video_folder"]
     root: Path  # relative paths are relative to the project
-    captions_file: str  # .csv, .jsonl or .parquet inside root; columns path, caption, and if wanted start, end, split
+    captions_file: (
+        str  # .csv, .jsonl or .parquet inside root; columns path, caption, and if wanted start, end, split
+    )
     max_clips_per_row: Positive = 64
     test_share: Share = 0.1  # of the files, where the table has no split column
     max_bad_share: Share = 0.2  # of the rows; more bad ones end the run

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -33,6 +34,7 @@ def sample_batch(
     """
     device = cond["encoder_hidden_states"].device
     guided = ClassifierFreeGuidance(denoise, settings.guidance_scale, null, settings.guidance_interval)
+    conditions: dict[str, Any] = dict(cond)
     video = sample(
         guided,
         prior,
@@ -45,7 +47,7 @@ def sample_batch(
         churn=Churn(**settings.churn.model_dump()),
         generator=[torch.Generator(device).manual_seed(seed) for seed in seeds],
         device=device,
-        **cond,
+        **conditions,
     )
     return to_uint8(video)
 

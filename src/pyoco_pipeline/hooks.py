@@ -276,7 +276,11 @@ def _ingested_md5(lock_file: Path) -> str | None:
 
 def _clips_tag(clips: Path | None) -> dict[str, str]:
     manifest = clips / "manifest.json" if clips else None
-    return {"clips.sha256": json.loads(manifest.read_text())["sha256"]} if manifest and manifest.is_file() else {}
+    return (
+        {"clips.sha256": json.loads(manifest.read_text())["sha256"]}
+        if manifest and manifest.is_file()
+        else {}
+    )
 
 
 def _local_path(dataset: Any) -> Path | None:

@@ -69,7 +69,9 @@ class TextEmbeddings:
 
     def conditioning(self, rows: Tensor, device: torch.device | str = "cpu") -> Conditioning:
         """The network's keyword arguments for embedding rows (N,)."""
-        if self.tokens.device != torch.device(device):  # moved once: a copy per step would cost more than the step
+        if self.tokens.device != torch.device(
+            device
+        ):  # moved once: a copy per step would cost more than the step
             self.tokens, self.mask = self.tokens.to(device), self.mask.to(device)
         rows = rows.to(device)
         return {"encoder_hidden_states": self.tokens[rows], "encoder_attention_mask": self.mask[rows]}

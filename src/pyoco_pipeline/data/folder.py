@@ -7,7 +7,7 @@ import hashlib
 import json
 import math
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -99,7 +99,15 @@ class VideoFolderSource:
             }
         )
 
-    def clips(self, row: Mapping[str, Any]) -> Iterator[Clip]:
+    def read(self, rows: Sequence[Mapping[Any, Any]]) -> Iterator[list[Clip] | VideoError]:
+        """Per row its clips, or why there are none; one bad file does not end the others."""
+        for row in rows:
+            try:
+                yield list(self.clips(row))
+            except VideoError as error:
+                yield error
+
+    def clips(self, row: Mapping[Any, Any]) -> Iterator[Clip]:
         """The consecutive clips of one row of `captions()`, not overlapping, from the segment's start.
 
         `video` is uint8 (num_frames, height, width, 3); `attributes` are the path and the clip's start in

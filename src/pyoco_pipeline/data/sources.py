@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import csv
 import logging
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
 import pandas as pd
 
 from pyoco_pipeline.data.clips import CaptionedClip, Clip, Manifest, write_clips
+from pyoco_pipeline.data.video import VideoError
 from pyoco_pipeline.errors import UserError
 
 logger = logging.getLogger(__name__)
@@ -19,8 +20,8 @@ logger = logging.getLogger(__name__)
 class ClipSource(Protocol):
     """Rows with captions, and the clips of a row.
 
-    `captions()` has at least row_id, path, caption, start, end, split, path_problem; `clips(row)` raises VideoError
-    for a row whose file can't be used.
+    `captions()` has at least row_id, path, caption, start, end, split, path_problem; `read(rows)` gives per row its
+    clips, or the VideoError that says why its file can't be used.
     """
 
     @property
@@ -28,11 +29,15 @@ class ClipSource(Protocol):
     @property
     def fps(self) -> float: ...
     def captions(self) -> pd.DataFrame: ...
-    def clips(self, row: Mapping[Any, Any]) -> Iterator[Clip]: ...
+    def read(self, rows: Sequence[Mapping[Any, Any]]) -> Iterator[list[Clip] | VideoError]: ...
 
 
 def write_source(
-    source: ClipSource, captions: pd.DataFrame, shape: tuple[int, int, int], folder: Path, max_bad_share: float
+    folder: Path,
+    source: ClipSource,
+    captions: pd.DataFrame,
+    shape: tuple[int, int, int],
+    max_bad_share: float,
 ) -> Manifest:
     """Write the clips of all rows into `folder`, and the rows that could not be used into its quarantine.csv.
 
@@ -60,12 +65,11 @@ def write_source(
 def _clips(
     source: ClipSource, captions: pd.DataFrame, quarantine: list[tuple[str, str, str]]
 ) -> Iterator[CaptionedClip]:
-    from pyoco_pipeline.data.video import VideoError
-
-    for row in captions.to_dict("records"):
-        try:
-            for clip in source.clips(row):
-                yield CaptionedClip(clip, str(row["caption"]), str(row["split"]))
-        except VideoError as error:
-            quarantine.append((str(row["row_id"]), str(row["path"]), error.reason))
-            logger.warning("%s: %s", row["row_id"], error)
+    rows = captions.to_dict("records")
+    for row, made in zip(rows, source.read(rows), strict=True):
+        if isinstance(made, VideoError):
+            quarantine.append((str(row["row_id"]), str(row["path"]), made.reason))
+            logger.warning("%s: %s", row["row_id"], made)
+            continue
+        for clip in made:
+            yield CaptionedClip(clip, str(row["caption"]), str(row["split"]))

@@ -1,6 +1,18 @@
 """Evaluation: feature extractors, Fréchet distance, scores, and the protocol that puts them together."""
 
-from pyoco_pipeline.evaluation.frechet import frechet_distance
-from pyoco_pipeline.evaluation.statistics import FeatureStatistics
+from importlib import import_module
+from typing import Any
 
-__all__ = ["FeatureStatistics", "frechet_distance"]
+_HOMES = {
+    "FeatureStatistics": "pyoco_pipeline.evaluation.statistics",
+    "evaluate_clips": "pyoco_pipeline.evaluation.evaluate",
+    "frechet_distance": "pyoco_pipeline.evaluation.frechet",
+}
+__all__ = ["FeatureStatistics", "evaluate_clips", "frechet_distance"]
+
+
+def __getattr__(name: str) -> Any:
+    # On demand: reading the settings, as listing the pipelines does, must not import torch.
+    if name in _HOMES:
+        return getattr(import_module(_HOMES[name]), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -20,11 +20,11 @@ import pandas as pd
 import safetensors.torch
 import torch
 import torch.nn.functional as F
-from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor, nn
 
 from pyoco_pipeline.data.digits import COLOURS, DIRECTIONS, SPEEDS, plan_clips, render_clips
 from pyoco_pipeline.errors import UserError
+from pyoco_pipeline.evaluation.settings import MIN_FRAMES, Digits3DTraining
 
 CLASSES: dict[str, tuple[str, ...]] = {
     "digit": tuple(str(d) for d in range(10)),
@@ -35,7 +35,6 @@ CLASSES: dict[str, tuple[str, ...]] = {
 SIDE = 32  # pixels that every clip is resized to
 FEATURES = 64
 FIRST_FRAMES = 4  # digits move straight for this long, so the first direction is seen here
-MIN_FRAMES = 4
 WEIGHTS_FILE = "digits3d.safetensors"
 CARD_FILE = "digits3d.json"
 ASSETS = Path(__file__).parents[1] / "assets" / "digits3d"
@@ -112,27 +111,6 @@ def prepare(video: Tensor | np.ndarray) -> Tensor:
             images, size=(SIDE, SIDE), mode="bilinear", antialias=True, align_corners=False
         )
     return (images / 127.5 - 1.0).unflatten(0, (n, t)).transpose(1, 2)
-
-
-class Digits3DTraining(BaseModel):
-    """How Digits3D is trained."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    steps: int = Field(default=6000, ge=1)
-    minutes: float | None = Field(
-        default=None, gt=0
-    )  # stop after this long; the schedule then follows the clock
-    batch_size: int = Field(default=256, ge=2)
-    learning_rate: float = Field(default=1e-3, gt=0)
-    digit_weight: float = Field(default=3.0, gt=0)  # at 1 the digit is not learnt until all else is
-    weight_decay: float = Field(default=0.05, ge=0)
-    seed: int = 0
-    sizes: tuple[int, ...] = (16, 24, 32, 32, 48, 64)  # rendered side, drawn evenly per step
-    frames: tuple[int, ...] = (8, 16)
-    planned_clips: int = Field(default=20000, ge=1)
-    test_clips: int = Field(default=1024, ge=1)
-    log_every: int = Field(default=200, ge=1)
 
 
 def train_digits3d(

@@ -17,7 +17,6 @@ from typing import Any, Literal, get_args
 
 import numpy as np
 import torch
-from pydantic import BaseModel, ConfigDict, Field
 
 from pyoco_pipeline.data.clips import CaptionedClip, ClipStore
 from pyoco_pipeline.errors import UserError
@@ -26,30 +25,17 @@ from pyoco_pipeline.evaluation.extractors import Digits3D, Lite0
 from pyoco_pipeline.evaluation.frechet import distance_of_statistics
 from pyoco_pipeline.evaluation.inception_score import inception_score
 from pyoco_pipeline.evaluation.scores import caption_accuracy, clip_consistency, whole_caption_accuracy
+from pyoco_pipeline.evaluation.settings import MIN_CLIPS, EvaluateSettings, MetricName
 from pyoco_pipeline.evaluation.statistics import FeatureStatistics
 
 logger = logging.getLogger(__name__)
 
 SCHEMA_VERSION = 1
-MetricName = Literal["fvd_digits3d", "is_digits3d", "caption_accuracy", "fid_lite0", "temporal_consistency"]
 METRICS: tuple[MetricName, ...] = get_args(MetricName)
 DIGITS_METRICS = ("fvd_digits3d", "is_digits3d", "caption_accuracy")
 DIGITS_KIND = "moving_digits"
 REFERENCE_SPLIT = "train"
-MIN_CLIPS = 2
 MIN_CLIPS_PER_SPLIT = 100  # of the inception score: smaller splits cannot show all classes
-
-
-class EvaluateSettings(BaseModel):
-    """What is measured, and on how many clips."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    metrics: tuple[MetricName, ...] | Literal["auto"] = "auto"  # auto: all that apply to the clips
-    max_reference_clips: int = Field(default=512, ge=MIN_CLIPS)
-    fid_frames: int = Field(default=2, ge=1)  # frames of a clip that fid_lite0 sees, evenly spaced
-    batch_size: int = Field(default=16, ge=1)  # clips at once
-    seed: int = 0
 
 
 def evaluate_clips(

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from pyoco_pipeline.errors import UserError
-from pyoco_pipeline.evaluation.digits3d import FEATURES, load_digits3d, prepare
+from pyoco_pipeline.evaluation.digits3d import CLASSES, FEATURES, load_digits3d, prepare
 
 Videos = np.ndarray | Tensor
 
@@ -61,6 +61,11 @@ class Digits3D:
         """The same from features (N, 64) that are there already."""
         logits = self._net.classify(torch.as_tensor(features, device=self.device))
         return {name: value.double().softmax(dim=1).cpu().numpy() for name, value in logits.items()}
+
+    def read(self, videos: Videos) -> list[dict[str, str]]:
+        """Per clip the most probable class of every attribute."""
+        likely = {name: p.argmax(axis=1) for name, p in self.probabilities(videos).items()}
+        return [{name: CLASSES[name][rows[i]] for name, rows in likely.items()} for i in range(len(videos))]
 
     def _prepare(self, videos: Videos) -> Tensor:
         return prepare(torch.as_tensor(videos).to(self.device))

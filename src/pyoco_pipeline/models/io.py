@@ -38,7 +38,10 @@ class StageInfo:
     shape: tuple[int, int, int]
     data_sha256: str
     text_encoder_sha256: str
-    steps: int = 0
+    steps: int
+    seed: int
+    torch: str  # version
+    device: str  # name
 
 
 def sha256_of(path: Path) -> str:

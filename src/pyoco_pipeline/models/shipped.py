@@ -1,6 +1,6 @@
 """The image model that this package ships for the embedded data set, and how such a model is packed.
 
-    python -m pyoco_pipeline.models.shipped <folder of a trained image model> --command "<what trained it>"
+python -m pyoco_pipeline.models.shipped <folder of a trained image model> --command "<what trained it>"
 """
 
 from __future__ import annotations
@@ -9,8 +9,6 @@ import argparse
 import json
 from datetime import date
 from pathlib import Path
-
-import torch
 
 from pyoco_pipeline.data.clips import ClipStore
 from pyoco_pipeline.data.embeddings import TextEmbeddings
@@ -31,7 +29,9 @@ def load_shipped(store: ClipStore, embeddings: TextEmbeddings) -> ImageUNet:
     info = load_stage_info(FOLDER)
     wanted = ("moving_digits", *info.shape[1:], info.text_encoder_sha256)
     given = (store.manifest.kind, *store.shape[1:], embeddings.encoder_sha256)
-    for name, expected, actual in zip(("clips", "height", "width", "text encoder"), wanted, given, strict=True):
+    for name, expected, actual in zip(
+        ("clips", "height", "width", "text encoder"), wanted, given, strict=True
+    ):
         if expected != actual:
             raise UserError(
                 f"pretrain_image.init=shipped is for {name} {expected}, found {actual}: set it to scratch or to a "
@@ -48,7 +48,9 @@ def pack(trained: Path, folder: Path, command: str) -> None:
     card = {
         "command": command,
         "date": date.today().isoformat(),
-        "torch": torch.__version__,
+        "torch": info.torch,
+        "device": info.device,
+        "seed": info.seed,
         "parameters": sum(p.numel() for p in model.parameters()),
         "steps": info.steps,
         "data_sha256": info.data_sha256,
@@ -58,7 +60,9 @@ def pack(trained: Path, folder: Path, command: str) -> None:
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description="Pack a trained image model as the one that the package ships.")
+    parser = argparse.ArgumentParser(
+        description="Pack a trained image model as the one that the package ships."
+    )
     parser.add_argument("trained", type=Path, help="folder of the image model that pretrain_image wrote")
     parser.add_argument("--folder", type=Path, default=FOLDER)
     parser.add_argument("--command", required=True, help="the command that trained it, for the card")

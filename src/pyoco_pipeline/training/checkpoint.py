@@ -121,9 +121,7 @@ def _read(path: Path) -> Snapshot:
     state = json.loads((path / "state.json").read_text())
     network, ema, optimizer, rng = (load_file(path / f"{part}.safetensors") for part in _PARTS)
     history = [json.loads(line) for line in (path / "history.jsonl").read_text().splitlines()]
-    return Snapshot(
-        network=network, ema=ema, optimizer=optimizer, rng=rng, history=history, **state
-    )
+    return Snapshot(network=network, ema=ema, optimizer=optimizer, rng=rng, history=history, **state)
 
 
 def _sync(path: Path) -> None:

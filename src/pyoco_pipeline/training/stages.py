@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import platform
 from collections.abc import Callable
 from pathlib import Path
+
+import torch
 
 from pyoco_pipeline.config import PretrainImageSettings, StageSettings
 from pyoco_pipeline.data.batches import ClipBatches
@@ -79,9 +82,11 @@ def train_video_model(
 
 def _image_model(settings: PretrainImageSettings, store: ClipStore, embeddings: TextEmbeddings) -> ImageUNet:
     if settings.init == "scratch":
-        frames, height, width = store.shape
+        _, height, width = store.shape
         if height != width:
-            raise UserError(f"pretrain_image.init=scratch makes square models, the clips are {height}x{width}.")
+            raise UserError(
+                f"pretrain_image.init=scratch makes square models, the clips are {height}x{width}."
+            )
         unet = settings.unet.model_dump()
         return build_image_unet(size=height, text_dim=embeddings.dim, **unet, seed=settings.train.seed)
     if settings.init == "shipped":
@@ -120,6 +125,9 @@ def _stage_info(
         data_sha256=store.manifest.sha256,
         text_encoder_sha256=embeddings.encoder_sha256,
         steps=train.steps,
+        seed=train.seed,
+        torch=torch.__version__,
+        device=torch.cuda.get_device_name() if torch.cuda.is_available() else platform.machine(),
     )
 
 

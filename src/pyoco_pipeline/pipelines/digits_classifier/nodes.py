@@ -5,7 +5,7 @@ from __future__ import annotations
 from functools import partial
 
 from pyoco_pipeline.datasets.folder import FolderWriter
-from pyoco_pipeline.evaluation.digits3d import Digits3DTraining
+from pyoco_pipeline.evaluation.settings import Digits3DTraining
 
 
 def train_classifier(digits_classifier: Digits3DTraining) -> FolderWriter:

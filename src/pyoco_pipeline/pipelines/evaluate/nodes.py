@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from pyoco_pipeline.evaluation.evaluate import EvaluateSettings
+from pyoco_pipeline.evaluation.settings import EvaluateSettings
 
 
 def score_clips(evaluate: EvaluateSettings, generated_clips: Path, clips: Path) -> dict[str, Any]:

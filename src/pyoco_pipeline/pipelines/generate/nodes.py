@@ -6,6 +6,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from pyoco_pipeline.config import GenerateSettings
 from pyoco_pipeline.datasets.folder import FolderWriter
 
@@ -44,7 +46,7 @@ def write_videos(generated_clips: Path, generate: GenerateSettings) -> tuple[Fol
 
     store = ClipStore(generated_clips)
     items = store.take(limit=generate.num_videos)
-    sheet = contact_sheet([item.clip.video for item in items], [item.caption for item in items])
+    sheet = contact_sheet(np.stack([item.clip.video for item in items]), [item.caption for item in items])
     return partial(_encode, store=store, limit=generate.num_videos, suffix=generate.video_format), sheet
 
 

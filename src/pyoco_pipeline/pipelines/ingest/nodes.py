@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from functools import partial
-from pathlib import Path
+from typing import Any
 
 import pandas as pd
 
 from pyoco_pipeline.config import IngestSettings, VideoFolderSettings
-from pyoco_pipeline.data.sources import ClipSource
 from pyoco_pipeline.datasets.folder import FolderWriter
 
 
@@ -28,17 +27,12 @@ def cut_clips(captions: pd.DataFrame, ingest: IngestSettings) -> FolderWriter:
 
     source = ingest.source
     return partial(
-        _write_clips,
+        write_source,
         source=_source(ingest),
         captions=captions,
         shape=(ingest.num_frames, ingest.height, ingest.width),
         max_bad_share=source.max_bad_share if isinstance(source, VideoFolderSettings) else 0.0,
-        write=write_source,
     )
-
-
-def _write_clips(folder: Path, *, write, **arguments) -> None:  # type: ignore[no-untyped-def]
-    write(folder=folder, **arguments)
 
 
 def embed_captions(captions: pd.DataFrame, ingest: IngestSettings) -> FolderWriter:
@@ -59,14 +53,14 @@ def embed_captions(captions: pd.DataFrame, ingest: IngestSettings) -> FolderWrit
     )
 
 
-def _source(ingest: IngestSettings) -> ClipSource:
-    size = {
+def _source(ingest: IngestSettings) -> Any:
+    size: dict[str, Any] = {
         "num_frames": ingest.num_frames,
         "height": ingest.height,
         "width": ingest.width,
         "fps": ingest.fps,
     }
-    options = ingest.source.model_dump(exclude={"kind", "max_bad_share"})
+    options: dict[str, Any] = ingest.source.model_dump(exclude={"kind", "max_bad_share"})
     if ingest.source.kind == "moving_digits":
         from pyoco_pipeline.data.digits import MovingDigitsSource
 

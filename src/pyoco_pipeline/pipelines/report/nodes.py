@@ -10,6 +10,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 
 from pyoco_pipeline.config import ReportSettings
@@ -74,9 +75,9 @@ def _generated(generated_clips: Path, videos: Path) -> list[Any]:
     items = store.take(limit=len(files))
     readings: list[dict[str, str] | None] = [None] * len(items)
     if store.manifest.kind == "moving_digits":
-        from pyoco_pipeline.evaluation.digits3d import read_attributes
+        from pyoco_pipeline.evaluation.extractors import Digits3D
 
-        readings = read_attributes([item.clip.video for item in items])  # type: ignore[assignment]
+        readings = list(Digits3D().read(np.stack([item.clip.video for item in items])))
     return [
         ReportClip.from_file(path, item.caption, readback=reading, asked=item.clip.attributes)
         for path, item, reading in zip(files, items, readings, strict=True)
