@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import re
 import sys
 from typing import Any
 
@@ -26,6 +27,7 @@ def _run(verbose: bool, **options: Any) -> Any:
         message = user_message(error)
         if message is None or verbose:
             raise
+        logger.debug("The run failed", exc_info=error)
         click.secho(f"Error: {message}", fg="red", err=True)
         click.echo("(`--verbose` shows where in the code.)", err=True)
         sys.exit(1)
@@ -33,40 +35,56 @@ def _run(verbose: bool, **options: Any) -> Any:
 
 def user_message(error: BaseException) -> str | None:
     """What a user can do about an error, or None for an error of the program."""
-    from kedro.framework.cli.utils import KedroCliError
-    from kedro.validation.exceptions import ParameterValidationError
-    from omegaconf.errors import OmegaConfBaseException
-
     cause: BaseException | None = error
     while cause is not None:
-        if isinstance(cause, UserError):
-            return str(cause)
-        if isinstance(cause, ParameterValidationError):
-            return _parameter_message(str(cause))
-        if isinstance(cause, OmegaConfBaseException):
-            return f"conf/ can't be read: {cause}"
+        message = _message(cause)
+        if message:
+            return message
         cause = cause.__cause__ or cause.__context__
-    if isinstance(error, KedroCliError):
-        return None  # Kedro prints these itself
-    # An unknown pipeline or environment, missing inputs: Kedro's own sentence says it.
-    if isinstance(error, ValueError) and ("pipeline" in str(error) or "catalog" in str(error)):
+    return None
+
+
+def _message(error: BaseException) -> str | None:
+    from kedro.config import MissingConfigException
+    from kedro.validation.exceptions import ParameterValidationError
+    from omegaconf.errors import OmegaConfBaseException
+    from yaml import YAMLError
+
+    if isinstance(error, UserError):
+        return str(error)
+    if isinstance(error, ParameterValidationError):
+        return _parameter_message(str(error))
+    if isinstance(error, MissingConfigException):
+        return f"{error}. Environments are the folders of conf/."
+    if isinstance(error, OmegaConfBaseException | YAMLError):
+        return f"conf/ can't be read: {error}"
+    if isinstance(error, ImportError) and error.__cause__ is None:
+        unknown = re.search(r"'pyoco_pipeline\.pipelines\.(\w+)' module", str(error))
+        return f"there is no pipeline {unknown[1]}: `kedro registry list` names them." if unknown else None
+    if isinstance(error, ValueError) and "pipeline" in str(
+        error
+    ):  # Kedro's filters: unknown node, tag, namespace
         return str(error)
     return None
 
 
+_FOUND = re.compile(r"(?P<message>.*?) \[type=\w+, input_value=(?P<value>.*), input_type=\w+\]")
+
+
 def _parameter_message(text: str) -> str:
-    """Pydantic's report in one line per wrong key."""
-    lines = [line for line in text.splitlines() if line.strip() and "errors.pydantic.dev" not in line]
+    """Pydantic's report as one clause per wrong key: the key, what is expected, what was found."""
     wrong: list[str] = []
     parameter = key = ""
-    for line in lines:
+    for line in text.splitlines():
+        found = _FOUND.match(line.strip())
         if line.startswith("- Parameter"):
             parameter, key = line.split("'")[1], ""
-        elif line.startswith("    ") or (line.startswith("  ") and "[type=" in line):
-            wrong.append(f"{parameter}{'.' + key if key else ''}: {line.strip().split(' [type=')[0]}")
-        elif parameter:
+        elif found:
+            name = f"{parameter}.{key}" if key else parameter
+            wrong.append(f"{name}: {found['message']}, found {found['value']}")
+        elif parameter and line.strip() and "errors.pydantic.dev" not in line:
             key = line.strip()
-    return "wrong parameters in conf/ or --params: " + "; ".join(wrong or lines)
+    return "wrong parameters in conf/ or --params: " + ("; ".join(wrong) or text)
 
 
 cli.add_command(

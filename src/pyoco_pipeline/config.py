@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import Any, Literal, Self
 
 from pydantic import Field, model_validator
 
@@ -20,7 +19,6 @@ from pyoco_pipeline.training.settings import (
 class MovingDigitsSettings(Settings):
     """The embedded data set."""
 
-    kind: Literal["moving_digits"]
     num_train: Positive  # clips
     num_test: Positive
     seed: int = 0
@@ -29,8 +27,7 @@ class MovingDigitsSettings(Settings):
 class VideoFolderSettings(Settings):
     """A folder of videos with a captions table."""
 
-    kind: Literal["video_folder"]
-    root: Path  # relative paths are relative to the project
+    root: str  # relative paths are relative to the project
     captions_file: (
         str  # .csv, .jsonl or .parquet inside root; columns path, caption, and if wanted start, end, split
     )
@@ -42,7 +39,9 @@ class VideoFolderSettings(Settings):
 class IngestSettings(Settings):
     """Which clips, at which size, and which text encoder embeds their captions."""
 
-    source: Annotated[MovingDigitsSettings | VideoFolderSettings, Field(discriminator="kind")]
+    source: Literal["moving_digits", "video_folder"]
+    moving_digits: MovingDigitsSettings
+    video_folder: VideoFolderSettings
     num_frames: Positive
     height: Positive
     width: Positive

@@ -97,6 +97,11 @@ def _conditioning(captions: Sequence[str], embeddings: TextEmbeddings) -> Condit
     if not new:
         return embeddings.conditioning(embeddings.rows(captions))
     encoder = TextEncoder(text_encoder_folder(embeddings.encoder), embeddings.tokens.shape[1])
+    if encoder.sha256 != embeddings.encoder_sha256:
+        raise UserError(
+            f"the text encoder in {encoder.folder} has changed since {embeddings.folder} was made, so it can't embed "
+            f"the new caption {new[0]!r}. Run `ingest` anew, or put the encoder back."
+        )
     tokens, mask = encoder.encode(captions)
     # Through half precision, as ingest keeps them.
     return {"encoder_hidden_states": tokens.half().float(), "encoder_attention_mask": mask}

@@ -51,11 +51,14 @@ def write_source(
     with (folder / "quarantine.csv").open("w", newline="") as file:
         csv.writer(file).writerows([("row_id", "path", "reason"), *quarantine])
     share = len(quarantine) / max(1, len(captions))
-    if share > max_bad_share or not manifest.counts:
-        listed = "; ".join(f"{row} ({reason})" for row, _, reason in quarantine[:5])
+    unread = f"{len(quarantine)} of {len(captions)} rows could not be read"
+    listed = "; ".join(f"{row} ({reason})" for row, _, reason in quarantine[:5]) or "none"
+    if not manifest.counts:
+        raise UserError(f"{unread}, and no clip is left. First: {listed}. Mend them, or give other videos.")
+    if share > max_bad_share:
         raise UserError(
-            f"{len(quarantine)} of {len(captions)} rows could not be read, more than the share "
-            f"{max_bad_share:g} of ingest.source.max_bad_share. First: {listed}. Mend or drop them, or raise the share."
+            f"{unread}, more than the share {max_bad_share:g} of ingest.video_folder.max_bad_share. "
+            f"First: {listed}. Mend or drop them, or raise the share."
         )
     if quarantine:
         logger.warning("%d of %d rows are in quarantine.csv beside the clips", len(quarantine), len(captions))

@@ -7,6 +7,7 @@ parameter names and configuration; the temporal modules stand beside it and act 
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from typing import Any, TypeAlias
 
 import torch
@@ -84,7 +85,8 @@ class VideoUNet(FrameByFrame):
             if temporal is not None:
                 key = path.replace(".", "/")
                 self.temporal[key] = temporal
-                module.register_forward_hook(lambda _m, _i, output, key=key: self._after(key, output))
+                # A bound method, not a closure, so that a deep copy's hooks are its own.
+                module.register_forward_hook(partial(self._after, key))
 
     def _temporal_module(self, path: str, module: nn.Module) -> nn.Module | None:
         if isinstance(module, ResnetBlock2D) and self.options.convolution:
@@ -108,7 +110,7 @@ class VideoUNet(FrameByFrame):
             )
         return head_dim
 
-    def _after(self, key: str, output: Any) -> Any:
+    def _after(self, key: str, _module: nn.Module, _inputs: Any, output: Any) -> Any:
         if self.num_frames == 1:
             return output
         module = self.temporal[key]

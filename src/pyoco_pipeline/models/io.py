@@ -11,6 +11,7 @@ import hashlib
 import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from textwrap import shorten
 from typing import Any
 
 import torch
@@ -62,7 +63,7 @@ def load_image_model(folder: str | Path) -> ImageUNet:
         raise UserError(
             f"{folder} is not a diffusers model folder: neither config.json nor unet/config.json is in it."
         )
-    name = json.loads(config.read_text()).get("_class_name")
+    name = _read_json(config).get("_class_name")
     if name not in _CLASSES:
         raise UserError(f"{config} is of class {name}; one of {', '.join(_CLASSES)} is needed.")
     try:
@@ -74,7 +75,7 @@ def load_image_model(folder: str | Path) -> ImageUNet:
             low_cpu_mem_usage=False,
         )
     except (OSError, SafetensorError, RuntimeError, ValueError) as error:
-        raise UserError(f"{unet}: the weights can't be loaded: {_first_line(error)}") from error
+        raise UserError(f"{unet}: the weights can't be loaded: {_in_one_line(error)}") from error
     problems = {key: value for key, value in info.items() if key != "error_msgs" and value}
     if problems:
         key, names = next(iter(problems.items()))
@@ -87,6 +88,9 @@ def load_image_model(folder: str | Path) -> ImageUNet:
 def save_image_model(model: ImageUNet, folder: str | Path, info: StageInfo | None = None) -> None:
     """Write an image UNet, and what it was trained for, into `folder`."""
     folder = Path(folder)
+    model.register_to_config(
+        _name_or_path=""
+    )  # else diffusers keeps the path that the weights once came from
     model.save_pretrained(folder / "unet", safe_serialization=True)
     _save_info(folder, info)
 
@@ -106,12 +110,12 @@ def load_video_model(folder: str | Path) -> VideoUNet:
     options = folder / "temporal.json"
     if not options.is_file():
         raise UserError(f"{folder} holds no video model: temporal.json is missing. Run `inflate` first.")
-    model = inflate(load_image_model(folder), **json.loads(options.read_text()))
+    model = inflate(load_image_model(folder), **_read_json(options))
     weights = folder / "temporal.safetensors"
     try:
         model.temporal.load_state_dict(load_file(weights))
     except (OSError, SafetensorError, RuntimeError) as error:
-        raise UserError(f"{weights}: the temporal weights can't be loaded: {_first_line(error)}") from error
+        raise UserError(f"{weights}: the temporal weights can't be loaded: {_in_one_line(error)}") from error
     return model
 
 
@@ -122,7 +126,7 @@ def load_stage_info(folder: str | Path) -> StageInfo:
         raise UserError(
             f"{folder} does not say what it was trained for: stage.json is missing. Train the stage first."
         )
-    content = json.loads(path.read_text())
+    content = _read_json(path)
     return StageInfo(**(content | {"shape": tuple(content["shape"])}))
 
 
@@ -131,8 +135,18 @@ def _save_info(folder: Path, info: StageInfo | None) -> None:
         (folder / "stage.json").write_text(json.dumps(asdict(info), indent=2) + "\n")
 
 
-def _first_line(error: Exception) -> str:
-    return str(error).strip().splitlines()[0]
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        return json.loads(path.read_text())
+    except ValueError as error:
+        raise UserError(
+            f"{path} is not JSON ({error}): it was cut short or edited; write it anew."
+        ) from error
+
+
+def _in_one_line(error: Exception) -> str:
+    # The first line of torch's errors is a heading, the second says what is wrong.
+    return shorten(" ".join(str(error).strip().splitlines()[:2]), 300)
 
 
 def weights_sha256(model: torch.nn.Module) -> str:

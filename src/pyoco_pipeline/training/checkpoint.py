@@ -1,8 +1,8 @@
 """Checkpoints: written aside and renamed, so that one is either whole or not there; safetensors and JSON alone.
 
-    <folder>/step-00000120/{network,ema,optimizer,rng}.safetensors, history.jsonl, state.json
+    <folder>/step-00000120/{network,ema,optimizer}.safetensors, history.jsonl, state.json
 
-Data order, sigma, noise and caption dropout are functions of (seed, step), so the step is the position in the data.
+Whatever is drawn in a step is a function of (seed, step), so the step is all of the randomness that has to be kept.
 """
 
 from __future__ import annotations
@@ -36,12 +36,11 @@ class Snapshot:
     network: dict[str, Tensor]
     ema: dict[str, Tensor]
     optimizer: dict[str, Tensor]
-    rng: dict[str, Tensor]
     history: History
     finished: bool = False
 
 
-_PARTS = ("network", "ema", "optimizer", "rng")
+_PARTS = ("network", "ema", "optimizer")
 
 
 class CheckpointFolder:
@@ -119,9 +118,9 @@ def _flat(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
 
 def _read(path: Path) -> Snapshot:
     state = json.loads((path / "state.json").read_text())
-    network, ema, optimizer, rng = (load_file(path / f"{part}.safetensors") for part in _PARTS)
+    network, ema, optimizer = (load_file(path / f"{part}.safetensors") for part in _PARTS)
     history = [json.loads(line) for line in (path / "history.jsonl").read_text().splitlines()]
-    return Snapshot(network=network, ema=ema, optimizer=optimizer, rng=rng, history=history, **state)
+    return Snapshot(network=network, ema=ema, optimizer=optimizer, history=history, **state)
 
 
 def _sync(path: Path) -> None:
@@ -149,18 +148,3 @@ def load_optimizer(optimizer: torch.optim.Optimizer, tensors: dict[str, Tensor])
         index, key = name.split(".", 1)
         state.setdefault(int(index), {})[key] = value
     optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
-
-
-def rng_tensors() -> dict[str, Tensor]:
-    """The state of torch's global generators of this process."""
-    state = {"cpu": torch.get_rng_state()}
-    if torch.cuda.is_available():
-        state["cuda"] = torch.cuda.get_rng_state()
-    return state
-
-
-def load_rng(tensors: dict[str, Tensor]) -> None:
-    """Put back what `rng_tensors` took."""
-    torch.set_rng_state(tensors["cpu"])
-    if "cuda" in tensors and torch.cuda.is_available():
-        torch.cuda.set_rng_state(tensors["cuda"])

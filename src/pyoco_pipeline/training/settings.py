@@ -55,6 +55,7 @@ class TrainSettings(Settings):
     learning_rate: float = Field(gt=0)  # peak
     warmup_steps: int = Field(0, ge=0)
     schedule: Literal["constant", "cosine"] = "cosine"  # after warm-up; cosine ends at zero
+    lr_scale: dict[str, float] = {}  # beginning of a parameter's name -> factor on its learning rate
     weight_decay: float = Field(0.0, ge=0)
     beta2: float = Field(0.99, gt=0, lt=1)
     grad_clip: float = Field(1.0, gt=0)  # largest norm of the gradient

@@ -95,8 +95,13 @@ def _image_model(settings: PretrainImageSettings, store: ClipStore, embeddings: 
 
 
 def _check_text_width(model: ImageUNet, embeddings: TextEmbeddings) -> None:
-    width = model.config.get("cross_attention_dim")
-    if width is not None and width != embeddings.dim:
+    # A model that projects its text first (DeepFloyd IF) has the encoder's width as encoder_hid_dim.
+    width = model.config.get("encoder_hid_dim") or model.config.get("cross_attention_dim")
+    if width is None:
+        raise UserError(
+            f"the image model is a {type(model).__name__}, which takes no text: give a UNet2DConditionModel."
+        )
+    if width != embeddings.dim:
         raise UserError(
             f"the image model expects text tokens of width {width}, those of {embeddings.folder} have "
             f"{embeddings.dim}: set ingest.text_encoder to the encoder it was trained with."

@@ -1,7 +1,7 @@
 """One trainer for image and video stages, on Accelerate.
 
-Step k (from 0) is a function of the weights before it and of (seed, k): batch, sigma and noise are drawn from
-generators seeded by them. So a run that was stopped anywhere goes on to the same weights.
+Step k (from 0) is a function of the weights before it and of (seed, k): batch, sigma, noise and dropout are drawn
+from generators seeded by them. So a run that was stopped anywhere goes on to the same weights.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
+from accelerate.state import AcceleratorState
 from torch import Tensor, nn
 from tqdm import tqdm
 
@@ -31,9 +32,7 @@ from pyoco_pipeline.training.checkpoint import (
     Snapshot,
     check_same_run,
     load_optimizer,
-    load_rng,
     optimizer_tensors,
-    rng_tensors,
 )
 from pyoco_pipeline.training.ema import EMA
 from pyoco_pipeline.training.settings import SigmaSettings, TrainSettings
@@ -104,6 +103,7 @@ class _Run:
         self.stage, self.validate = stage, validate
         self.fingerprint = {"stage": stage, **identity, "train": settings.identity()}
         self.folder = CheckpointFolder(checkpoints, settings.keep_checkpoints)
+        AcceleratorState._reset_state()  # else a second stage in this process could not have another precision
         self.accelerator = Accelerator(mixed_precision=_precision(settings.precision))
         self.device = self.accelerator.device
         network.train().to(self.device)
@@ -111,8 +111,10 @@ class _Run:
             network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.network = network
         self.ema = EMA(network, settings.ema_half_life, settings.ema_rampup)
+        if self.device.type == "cuda":
+            torch.backends.cudnn.benchmark = True
         self.optimizer = torch.optim.AdamW(
-            [p for p in network.parameters() if p.requires_grad],
+            parameter_groups(network, settings.lr_scale),
             lr=settings.learning_rate,
             betas=(0.9, settings.beta2),
             weight_decay=settings.weight_decay,
@@ -149,6 +151,8 @@ class _Run:
                 self._log(losses, grad_norm, now - last_log, bar)
                 losses, last_log = [], now
             if settings.max_minutes and time.monotonic() - started > 60 * settings.max_minutes:
+                if losses:
+                    self._log(losses, grad_norm, time.monotonic() - last_log, bar)
                 logger.info(
                     "%s: stopped at step %d after %g minutes", self.stage, self.step, settings.max_minutes
                 )
@@ -163,7 +167,7 @@ class _Run:
                 )
             if self.step % settings.checkpoint_every == 0 and not done:
                 if losses:  # never keep weights whose losses were not looked at
-                    self._check(torch.stack(losses).mean().item())
+                    self._check(torch.stack(losses).mean().item(), float(grad_norm))
                 self._checkpoint()
             if settings.sample_every and self.step % settings.sample_every == 0 and not done:
                 self._sample()
@@ -172,13 +176,15 @@ class _Run:
     def _train_step(self) -> tuple[Tensor, Tensor]:
         settings = self.settings
         draw = torch.Generator(self.device).manual_seed(mix_seed(settings.seed, self.step, 2))
+        # Dropout draws from the global generators, on each process its own masks.
+        torch.manual_seed(mix_seed(settings.seed, self.step, 3, self.accelerator.process_index))
         # Drawn for the whole batch and then split, so that neither processes nor micro-batches change the draws.
         batch = self.batches.batch(self.step, self.device)
         sigma, noise = self.objective.draw(batch.x0, draw)
         parts = settings.accumulation * self.accelerator.num_processes
         first = settings.accumulation * self.accelerator.process_index
         for group in self.optimizer.param_groups:
-            group["lr"] = learning_rate(settings, self.step)
+            group["lr"] = learning_rate(settings, self.step) * group["lr_scale"]
         total = torch.zeros((), device=self.device)
         for i in range(first, first + settings.accumulation):
             part = _part(batch, i, parts)
@@ -196,7 +202,7 @@ class _Run:
 
     def _log(self, losses: list[Tensor], grad_norm: Tensor, seconds: float, bar: tqdm) -> None:
         loss = torch.stack(losses).mean().item()
-        self._check(loss)
+        self._check(loss, float(grad_norm))
         rate = len(losses) * self.settings.batch_size / seconds
         metrics = {
             "loss": loss,
@@ -216,17 +222,21 @@ class _Run:
                 self.stage, self.step, self.settings.steps, loss, float(grad_norm), rate, remaining,
             )  # fmt: skip
 
-    def _check(self, loss: float) -> None:
-        """Stop on a loss that no longer trains anything; the last checkpoint stays."""
+    def _check(self, loss: float, grad_norm: float) -> None:
+        """Stop on a loss that no longer trains anything; the last checkpoint stays.
+
+        grad_norm: of the newest step, whose weights no loss has been computed with yet.
+        """
         lowest = min((row["loss"] for row in self.history), default=math.inf)
         warm = self.step > self.settings.warmup_steps
-        if not math.isfinite(loss) or (warm and loss > self.settings.max_loss_growth * lowest):
+        finite = math.isfinite(loss) and math.isfinite(grad_norm)
+        if not finite or (warm and loss > self.settings.max_loss_growth * lowest):
             kept = self.folder.paths()
             state = f"the last good checkpoint is {kept[-1]}" if kept else "there is no checkpoint yet"
             raise UserError(
-                f"{self.stage}: the loss is {loss:.4g} at step {self.step} (lowest so far {lowest:.4g}), so "
-                f"training stopped; {state}. Lower train.learning_rate, lengthen train.warmup_steps, or look at "
-                "the data."
+                f"{self.stage}: the loss is {loss:.4g} and the gradient's norm {grad_norm:.4g} at step {self.step} "
+                f"(lowest loss so far {lowest:.4g}), so training stopped; {state}. Lower train.learning_rate, "
+                "lengthen train.warmup_steps, or look at the data."
             )
 
     def _checkpoint(self, finished: bool = False) -> None:
@@ -239,7 +249,6 @@ class _Run:
                 network=dict(self.network.state_dict()),
                 ema=self.ema.state_dict(),
                 optimizer=optimizer_tensors(self.optimizer),
-                rng=rng_tensors(),
                 history=self.history,
                 finished=finished,
             )
@@ -254,21 +263,18 @@ class _Run:
         self.network.load_state_dict(snapshot.network)
         self.ema.load(snapshot.ema)
         load_optimizer(self.optimizer, snapshot.optimizer)
-        load_rng(snapshot.rng)
         self.step, self.history = snapshot.step, snapshot.history
         logger.info("%s: going on from step %d of %d", self.stage, self.step, self.settings.steps)
 
     def _sample(self) -> None:
         if self.validate is None or not self.accelerator.is_main_process:
             return
-        kept = rng_tensors()
         self.ema.swap(self.network)
         self.network.eval()
         with self.accelerator.autocast(), torch.no_grad():
             picture = self.validate(self.step, EDMDenoiser(self.network, self.objective.sigma_data))
         self.network.train()
         self.ema.swap(self.network)
-        load_rng(kept)
         if picture is not None:
             extra = {"stage": self.stage, "step": self.step, "image": picture}
             metrics_logger.debug("%s: samples", self.stage, extra=extra)
@@ -304,6 +310,27 @@ def learning_rate(settings: TrainSettings, step: int) -> float:
         return settings.learning_rate
     share = (step - settings.warmup_steps) / max(1, settings.steps - settings.warmup_steps)
     return settings.learning_rate * 0.5 * (1.0 + math.cos(math.pi * share))
+
+
+def parameter_groups(network: nn.Module, lr_scale: dict[str, float]) -> list[dict[str, Any]]:
+    """Trainable parameters grouped by the factor on their learning rate; the longest matching prefix decides.
+
+    Raises UserError for a prefix that no parameter's name begins with.
+    """
+    groups: dict[float, list[nn.Parameter]] = {}
+    unused = set(lr_scale)
+    for name, parameter in network.named_parameters():
+        matching = [prefix for prefix in lr_scale if name.startswith(prefix)]
+        unused -= set(matching)
+        scale = lr_scale[max(matching, key=len)] if matching else 1.0
+        if parameter.requires_grad:
+            groups.setdefault(scale, []).append(parameter)
+    if unused:
+        parts = sorted({name.split(".")[0] for name, _ in network.named_parameters()})
+        raise UserError(
+            f"train.lr_scale names {sorted(unused)[0]!r}, but parameters begin with {', '.join(parts)}."
+        )
+    return [{"params": parameters, "lr_scale": scale} for scale, parameters in groups.items()]
 
 
 def _precision(name: str) -> str:

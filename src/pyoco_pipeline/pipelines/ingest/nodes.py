@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
-from pyoco_pipeline.config import IngestSettings, VideoFolderSettings
+from pyoco_pipeline.config import IngestSettings
 from pyoco_pipeline.datasets.folder import FolderWriter
 
 
@@ -25,13 +26,13 @@ def cut_clips(captions: pd.DataFrame, ingest: IngestSettings) -> FolderWriter:
     """The clips of all captions that passed validation."""
     from pyoco_pipeline.data.sources import write_source
 
-    source = ingest.source
+    folder = ingest.source == "video_folder"
     return partial(
         write_source,
         source=_source(ingest),
         captions=captions,
         shape=(ingest.num_frames, ingest.height, ingest.width),
-        max_bad_share=source.max_bad_share if isinstance(source, VideoFolderSettings) else 0.0,
+        max_bad_share=ingest.video_folder.max_bad_share if folder else 0.0,
     )
 
 
@@ -60,11 +61,14 @@ def _source(ingest: IngestSettings) -> Any:
         "width": ingest.width,
         "fps": ingest.fps,
     }
-    options: dict[str, Any] = ingest.source.model_dump(exclude={"kind", "max_bad_share"})
-    if ingest.source.kind == "moving_digits":
+    if ingest.source == "moving_digits":
         from pyoco_pipeline.data.digits import MovingDigitsSource
 
-        return MovingDigitsSource(**options, **size)
+        return MovingDigitsSource(**ingest.moving_digits.model_dump(), **size)
+    from kedro.utils import find_kedro_project
+
     from pyoco_pipeline.data.folder import VideoFolderSource
 
+    options = ingest.video_folder.model_dump(exclude={"max_bad_share"})
+    options["root"] = (find_kedro_project(Path.cwd()) or Path.cwd()) / options["root"]
     return VideoFolderSource(**options, **size)

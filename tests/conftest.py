@@ -1,0 +1,20 @@
+"""Fixtures that several test files share."""
+
+import pytest
+import tiny
+import torch
+
+torch.set_num_threads(1)  # the networks of the tests are so small that threads only wait for each other
+
+
+@pytest.fixture(scope="session")
+def digits_store(tmp_path_factory):
+    """Twelve training and four test clips of moving digits, 4x8x8."""
+    return tiny.make_store(tmp_path_factory.mktemp("digits"))
+
+
+@pytest.fixture(scope="session")
+def digits_embeddings(tmp_path_factory, digits_store):
+    """Embeddings of width 8 of the captions of `digits_store` and of the empty caption."""
+    captions = [item.caption for item in digits_store.take()]
+    return tiny.make_embeddings(tmp_path_factory.mktemp("embeddings"), captions)
