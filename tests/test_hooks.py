@@ -16,6 +16,7 @@ from kedro.runner import SequentialRunner
 from kedro_datasets.json import JSONDataset
 from PIL import Image
 
+from pyoco_pipeline.datasets import FolderDataset, WorkFolderDataset
 from pyoco_pipeline.errors import UserError
 from pyoco_pipeline.hooks import MlflowHooks, _ingested_md5, _run_name
 from pyoco_pipeline.reporting.redact import MASK
@@ -71,19 +72,21 @@ def run_kedro(project: Path, *, failure: BaseException | None = None, **tracking
 
     pipeline = Pipeline(
         [
-            Node(train, "params:noise.alpha", "history", name="base.train"),
+            Node(train, "params:finetune_video.base.noise.alpha", "history", name="base.train"),
             Node(lambda history: METRICS, "history", "metrics", name="evaluate"),
         ]
     )
     parameters = {
-        "noise": {"kind": "progressive", "alpha": 2.0},
+        "finetune_video": {"base": {"noise": {"kind": "progressive", "alpha": 2.0}}},
         "store": {"secret_key": "hush", "num_tokens": 16},
         "tracking": tracking,
     }
     catalog = DataCatalog(
         {
             "parameters": MemoryDataset(parameters),
-            "params:noise.alpha": MemoryDataset(2.0),
+            "params:finetune_video.base.noise.alpha": MemoryDataset(2.0),
+            "clips": FolderDataset(filepath=str(project / "clips")),
+            "reporting_folder": WorkFolderDataset(filepath=str(project / "reporting")),
             "history": JSONDataset(filepath=str(project / "history.json"), metadata={"mlflow": "history"}),
             "metrics": JSONDataset(filepath=str(project / "metrics.json"), metadata={"mlflow": "metrics"}),
         }
@@ -125,7 +128,7 @@ def open_run(project: Path, experiment: str) -> TrackedRun:
 def test_a_finished_run_holds_parameters_metrics_artifacts_and_tags(
     project: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    manifest = project / "data/03_primary/clips/manifest.json"
+    manifest = project / "clips/manifest.json"
     manifest.parent.mkdir(parents=True)
     manifest.write_text('{"sha256": "abc"}')
     caplog.set_level(logging.INFO, logger="pyoco_pipeline.hooks")
@@ -135,7 +138,7 @@ def test_a_finished_run_holds_parameters_metrics_artifacts_and_tags(
     run = only_run(project, "finished")
     assert run.info.status == "FINISHED"
     assert run.info.run_name == "default progressive α=2"
-    assert run.data.params["noise.alpha"] == "2.0"
+    assert run.data.params["finetune_video.base.noise.alpha"] == "2.0"
     assert run.data.params["store.secret_key"] == MASK
     assert run.data.params["store.num_tokens"] == "16"
     assert run.data.metrics["fvd_digits3d"] == 30.5
@@ -149,7 +152,7 @@ def test_a_finished_run_holds_parameters_metrics_artifacts_and_tags(
     assert run.info.artifact_uri.startswith((project / "mlartifacts").as_uri())
     assert f"#/experiments/{run.info.experiment_id}/runs/{run.info.run_id}" in caplog.text
 
-    timings = json.loads((project / "data/08_reporting/timings.json").read_text())
+    timings = json.loads((project / "reporting/timings.json").read_text())
     assert set(timings) == {"base.train", "evaluate"}
 
 
@@ -185,7 +188,7 @@ def test_an_interrupt_that_kedro_does_not_report_closes_the_run_at_exit(project:
 def test_disabled_tracking_still_times_nodes(tmp_path: Path) -> None:
     run_kedro(tmp_path, enabled=False)
     assert not (tmp_path / "mlflow.db").exists()
-    assert (tmp_path / "data/08_reporting/timings.json").is_file()
+    assert (tmp_path / "reporting/timings.json").is_file()
 
 
 def test_a_wrong_key_is_named(tmp_path: Path) -> None:
@@ -299,10 +302,13 @@ def test_metrics_are_the_numbers_only() -> None:
 
 
 def test_run_names_are_sorted_and_name_the_prior_where_it_acts() -> None:
-    noise = {"noise": {"kind": "mixed", "alpha": 1}}
+    def base(kind: str) -> dict[str, Any]:
+        return {"finetune_video": {"base": {"noise": {"kind": kind, "alpha": 1}}}}
+
+    noise = base("mixed")
     assert _run_name({"pipeline_names": ["generate", "evaluate"]}, noise) == "evaluate generate mixed α=1"
     assert _run_name({"pipeline_names": ["ingest"]}, noise) == "ingest"
-    assert _run_name({}, {"noise": {"kind": "iid", "alpha": 1}}) == "default iid"
+    assert _run_name({}, base("iid")) == "default iid"
     assert _run_name({}, {}) == "default"
 
 

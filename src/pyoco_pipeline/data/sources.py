@@ -41,8 +41,8 @@ def write_source(
 ) -> Manifest:
     """Write the clips of all rows into `folder`, and the rows that could not be used into its quarantine.csv.
 
-    shape: (frames, height, width). Raises UserError when more than `max_bad_share` of the rows are bad or no clip is
-    left; one bad file alone never ends the run.
+    shape: (frames, height, width). Raises UserError when more than `max_bad_share` of the rows are bad, one bad row
+    excepted, and when no clip is left.
     """
     quarantine: list[tuple[str, str, str]] = []
     manifest = write_clips(
@@ -55,7 +55,7 @@ def write_source(
     listed = "; ".join(f"{row} ({reason})" for row, _, reason in quarantine[:5]) or "none"
     if not manifest.counts:
         raise UserError(f"{unread}, and no clip is left. First: {listed}. Mend them, or give other videos.")
-    if share > max_bad_share:
+    if share > max_bad_share and len(quarantine) > 1:
         raise UserError(
             f"{unread}, more than the share {max_bad_share:g} of ingest.video_folder.max_bad_share. "
             f"First: {listed}. Mend or drop them, or raise the share."

@@ -111,8 +111,6 @@ class _Run:
             network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.network = network
         self.ema = EMA(network, settings.ema_half_life, settings.ema_rampup)
-        if self.device.type == "cuda":
-            torch.backends.cudnn.benchmark = True
         self.optimizer = torch.optim.AdamW(
             parameter_groups(network, settings.lr_scale),
             lr=settings.learning_rate,
@@ -213,7 +211,7 @@ class _Run:
         self.history.append({"stage": self.stage, "step": self.step, **metrics})
         remaining = (self.settings.steps - self.step) * self.settings.batch_size / rate
         bar.set_postfix_str(f"loss {loss:.4f}, |grad| {float(grad_norm):.2f}, {rate:.1f} clips/s")
-        metrics_logger.debug(
+        metrics_logger.info(
             "%s", self.stage, extra={"stage": self.stage, "step": self.step, "metrics": metrics}
         )
         if bar.disable and self.step % (10 * self.settings.log_every) == 0:
@@ -277,7 +275,7 @@ class _Run:
         self.ema.swap(self.network)
         if picture is not None:
             extra = {"stage": self.stage, "step": self.step, "image": picture}
-            metrics_logger.debug("%s: samples", self.stage, extra=extra)
+            metrics_logger.info("%s: samples", self.stage, extra=extra)
 
     @contextmanager
     def _signals(self) -> Iterator[None]:
