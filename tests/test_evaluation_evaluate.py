@@ -17,10 +17,10 @@ from pyoco_pipeline.evaluation.evaluate import (
     METRICS,
     EvaluateSettings,
     evaluate_clips,
-    flatten_metrics,
     frame_positions,
     split_reference,
 )
+from pyoco_pipeline.evaluation.results import flatten_metrics
 
 DIGITS_ONLY = EvaluateSettings(metrics=DIGITS_METRICS)
 

@@ -33,10 +33,14 @@ from pyoco_pipeline.tracking import (
 METRICS = {
     "schema_version": 1,
     "metrics": {
-        "fvd_digits3d": {"value": 30.5, "floor": 2.25, "num_generated": 64, "extractor": "digits3d"},
-        "caption_accuracy": {"digit": {"value": 0.75, "chance": 0.1}},
+        "fvd_digits3d": {"value": 30.5, "floor": 2.25, "num_generated": 96, "extractor": "digits3d"},
+        "caption_accuracy": {
+            "value": 0.5,
+            "real": 1.0,
+            "attributes": {"digit": {"value": 0.75, "real": 1.0, "chance": 0.1, "num": 96}},
+        },
     },
-    "refused": {"fvd_i3d": "no weights"},
+    "refused": {"fid_lite0": "no"},
     "seed": 3,
 }
 
@@ -162,7 +166,7 @@ def test_live_metrics_keep_their_stage_and_step(project: Path) -> None:
     history = client_of(project).get_metric_history(run.info.run_id, "base/loss")
     assert [(point.step, point.value) for point in history] == [(0, 1.0), (10, 1 / 11), (20, 1 / 21)]
     assert "base/is_last" not in run.data.metrics
-    assert not logging.getLogger(METRICS_LOGGER).handlers
+    assert not [h for h in logging.getLogger(METRICS_LOGGER).handlers if isinstance(h, MlflowLogHandler)]
 
 
 @pytest.mark.parametrize(
@@ -294,9 +298,10 @@ def test_metrics_are_the_numbers_only() -> None:
     assert flatten_metrics(METRICS) == {
         "fvd_digits3d": 30.5,
         "fvd_digits3d_floor": 2.25,
-        "fvd_digits3d_num_generated": 64.0,
+        "caption_accuracy": 0.5,
+        "caption_accuracy_real": 1.0,
         "caption_accuracy_digit": 0.75,
-        "caption_accuracy_digit_chance": 0.1,
+        "caption_accuracy_digit_real": 1.0,
     }
     assert flatten_metrics({"loss": 1, "ok": True, "note": "x"}, "base/") == {"base/loss": 1.0}
 

@@ -14,6 +14,9 @@ from pyoco_pipeline.errors import UserError
 
 logger = logging.getLogger(__name__)
 
+# Kedro's own words for an unknown node, tag or namespace.
+_NO_SUCH_NODE = ("Pipeline does not contain", "Pipeline contains no nodes")
+
 
 @click.group()
 def cli() -> None:
@@ -61,10 +64,8 @@ def _message(error: BaseException) -> str | None:
     if isinstance(error, ImportError) and error.__cause__ is None:
         unknown = re.search(r"'pyoco_pipeline\.pipelines\.(\w+)' module", str(error))
         return f"there is no pipeline {unknown[1]}: `kedro registry list` names them." if unknown else None
-    if isinstance(error, ValueError) and "pipeline" in str(
-        error
-    ):  # Kedro's filters: unknown node, tag, namespace
-        return str(error)
+    if isinstance(error, ValueError) and str(error).startswith(_NO_SUCH_NODE):
+        return f"{str(error).rstrip('.')}. `kedro registry describe` names the nodes."
     return None
 
 

@@ -1,7 +1,8 @@
-"""Before anything starts: is everything that the run reads there, and if not, which pipeline makes it?"""
+"""Before anything starts: is every parameter read by a pipeline, and is everything there that the run reads?"""
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from kedro.framework.hooks import hook_impl
@@ -10,10 +11,11 @@ from pyoco_pipeline.errors import UserError
 
 
 class InputsHook:
-    """Ends a run whose inputs are missing with the name of the pipeline to run first."""
+    """Ends a run with a parameter that nothing reads, or whose inputs are missing: it names what to run first."""
 
     @hook_impl
     def before_pipeline_run(self, run_params: dict[str, Any], pipeline: Any, catalog: Any) -> None:
+        _check_parameters(catalog.load("parameters"))
         data = [name for name in sorted(pipeline.inputs()) if not name.startswith("params:")]
         missing = [name for name in data if name != "parameters" and not catalog.exists(name)]
         if not missing:
@@ -21,15 +23,40 @@ class InputsHook:
         name = missing[0]
         maker = _maker(name)
         place = getattr(catalog.get(name), "_filepath", None)
-        first = f"run `kedro run --pipeline {maker}` first" if maker else "put it there"
+        first = f"run `kedro run --pipelines {maker}` first" if maker else "put it there"
         raise UserError(f"{name} is missing{f' ({place})' if place else ''}: {first}.")
 
 
-def _maker(dataset: str) -> str | None:
+def _check_parameters(parameters: Mapping[str, Any]) -> None:
+    """UserError for a misspelt section; the keys inside a section are checked by its settings."""
+    read = {"tracking"}
+    for pipeline in _all_pipelines().values():
+        read |= {name.removeprefix("params:") for name in pipeline.inputs() if name.startswith("params:")}
+    for key in _sections(parameters, read):
+        if key not in read:
+            raise UserError(
+                f"wrong parameters in conf/ or --params: no pipeline reads {key}, only {', '.join(sorted(read))}."
+            )
+
+
+def _sections(tree: Mapping[str, Any], read: set[str], prefix: str = "") -> Iterator[str]:
+    for name, value in tree.items():
+        key = prefix + name
+        if isinstance(value, Mapping) and any(other.startswith(f"{key}.") for other in read):
+            yield from _sections(value, read, f"{key}.")
+        else:
+            yield key
+
+
+def _all_pipelines() -> Mapping[str, Any]:
     from kedro.framework.project import pipelines
 
     pipelines.set_requested(None)  # the session narrowed the registry to what it runs
-    for name, pipeline in pipelines.items():
+    return pipelines
+
+
+def _maker(dataset: str) -> str | None:
+    for name, pipeline in _all_pipelines().items():
         if name != "__default__" and dataset in pipeline.outputs() | pipeline.all_outputs():
             return name
     return None

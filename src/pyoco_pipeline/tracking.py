@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any
 from pydantic import BaseModel, ConfigDict
 
 from pyoco_pipeline.errors import UserError
+from pyoco_pipeline.evaluation.results import flatten_metrics as flatten_evaluation
 from pyoco_pipeline.reporting.redact import redact, redact_url
 
 if TYPE_CHECKING:
@@ -124,17 +125,15 @@ def _leaves(value: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, A
 
 
 def flatten_metrics(content: Mapping[str, Any], prefix: str = "") -> dict[str, float]:
-    """The numbers of a nested mapping under keys joined by "_"; of metrics.json only its `metrics` part.
-
-    `{"fvd": {"value": 1.0, "floor": 0.5}}` gives `{"fvd": 1.0, "fvd_floor": 0.5}`.
-    """
-    inner = content.get("metrics")
-    return dict(_numbers(inner if isinstance(inner, Mapping) else content, prefix))
+    """The numbers of an output, by name: of metrics.json its metrics, of another mapping all its numbers."""
+    if "schema_version" in content:
+        return {_key(f"{prefix}{name}"): value for name, value in flatten_evaluation(content).items()}
+    return dict(_numbers(content, prefix))
 
 
 def _numbers(content: Mapping[str, Any], prefix: str) -> Iterator[tuple[str, float]]:
     for key, item in content.items():
-        name = prefix.rstrip("_") if key == "value" and prefix else f"{prefix}{key}"
+        name = f"{prefix}{key}"
         if isinstance(item, Mapping):
             yield from _numbers(item, f"{name}_")
         elif isinstance(item, int | float) and not isinstance(item, bool):

@@ -274,15 +274,3 @@ class _Comparison:
             "standard_error": float(fake.std(ddof=1) / math.sqrt(len(fake))),
             "real": float(real.mean()),
         }
-
-
-def flatten_metrics(result: dict[str, Any]) -> dict[str, float]:
-    """Plain numbers for a tracker: value, floor and real of every metric, and each attribute's accuracy."""
-    flat: dict[str, float] = {}
-    for name, entry in result["metrics"].items():
-        flat[name] = float(entry["value"])
-        flat |= {f"{name}_{k}": float(entry[k]) for k in ("floor", "real") if k in entry}
-        for attribute, part in entry.get("attributes", {}).items():
-            flat[f"{name}_{attribute}"] = float(part["value"])
-            flat[f"{name}_{attribute}_real"] = float(part["real"])
-    return flat

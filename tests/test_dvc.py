@@ -1,0 +1,158 @@
+"""The stages of dvc.yaml: the pipelines, their files as the catalog has them, and what a changed value makes anew."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from kedro.framework.session import KedroSession
+from kedro.pipeline import Pipeline
+from projects import REPOSITORY, inside, make_project
+
+from pyoco_pipeline.datasets import WorkFolderDataset
+from pyoco_pipeline.pipeline_registry import SPINE, register_pipelines
+
+STAGES: dict[str, Any] = yaml.safe_load((REPOSITORY / "dvc.yaml").read_text())["stages"]
+ALPHA = "alpha: 2.0"
+
+
+def outputs(stage: str) -> set[str]:
+    """The paths that a stage makes; options such as `cache: false` aside."""
+    entries = [*STAGES[stage].get("outs", []), *STAGES[stage].get("metrics", [])]
+    return {next(iter(entry)) if isinstance(entry, dict) else entry for entry in entries}
+
+
+def downstream(stage: str) -> set[str]:
+    """A stage and all that are made from what it makes."""
+    reached = {stage}
+    for name in STAGES:  # in running order
+        made = set().union(*(outputs(other) for other in reached))
+        if made & set(STAGES[name]["deps"]):
+            reached.add(name)
+    return reached
+
+
+@pytest.fixture(scope="module")
+def described(tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, Pipeline], Any, Path]:
+    """The pipelines, the catalog of the default environment, and the project that both are of."""
+    project = make_project(tmp_path_factory.mktemp("described"))
+    with inside(project), KedroSession.create() as session:
+        return register_pipelines(), session.load_context().catalog, project
+
+
+def paths(names: set[str], catalog: Any, project: Path) -> set[str]:
+    """The files and folders of datasets; parameters and work folders have none that DVC should know."""
+    data = [catalog.get(n) for n in names if n != "parameters" and not n.startswith("params:")]
+    return {
+        str(Path(str(dataset._filepath)).relative_to(project))
+        for dataset in data
+        if not isinstance(dataset, WorkFolderDataset)
+    }
+
+
+def test_the_stages_are_the_spine_in_its_order() -> None:
+    assert tuple(STAGES) == SPINE
+    for name, stage in STAGES.items():
+        assert stage["cmd"] == f"kedro run --pipelines {name}"
+
+
+@pytest.mark.parametrize("stage", SPINE)
+def test_a_stage_makes_and_needs_what_the_catalog_says(
+    described: tuple[dict[str, Pipeline], Any, Path], stage: str
+) -> None:
+    pipelines, catalog, project = described
+    pipeline = pipelines[stage]
+    made = paths(pipeline.all_outputs(), catalog, project)
+    beside = {"data/02_intermediate/captions.html"} if stage == "ingest" else set()  # the validator's page
+    assert outputs(stage) == made | beside
+    assert paths(pipeline.inputs(), catalog, project) <= set(STAGES[stage]["deps"])
+
+
+@pytest.mark.parametrize("stage", SPINE)
+def test_the_code_and_parameters_of_a_stage_exist(stage: str) -> None:
+    parameters = [next(iter(entry)) for entry in STAGES[stage]["params"]]
+    assert parameters == [f"conf/base/parameters_{stage}.yml"]
+    kept = [path for path in STAGES[stage]["deps"] if not path.startswith("data/")] + parameters
+    assert [path for path in kept if not (REPOSITORY / path).exists()] == []
+    assert f"src/pyoco_pipeline/pipelines/{stage}" in kept
+
+
+def test_alpha_matters_from_fine_tuning_on() -> None:
+    assert downstream("finetune_video") == {"finetune_video", "generate", "evaluate", "report"}
+
+
+@pytest.fixture(scope="module")
+def reproduced(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A git and DVC copy of the project in which every stage counts as run; its outputs are placeholders."""
+    project = make_project(tmp_path_factory.mktemp("dvc"))
+    for name in ("dvc.yaml", ".dvcignore", ".gitignore"):
+        shutil.copy(REPOSITORY / name, project)
+    (project / ".dvc").mkdir()
+    shutil.copy(REPOSITORY / ".dvc/config", project / ".dvc/config")
+    (project / "src").rmdir()
+    shutil.copytree(
+        REPOSITORY / "src", project / "src", ignore=shutil.ignore_patterns("__pycache__", "*.egg-info")
+    )
+    for path in sorted(set().union(*map(outputs, STAGES))):
+        file = project / path if Path(path).suffix else project / path / "content"
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text(json.dumps({"placeholder": path}))
+    run(project, "git", "init", "-q")
+    dvc(project, "commit", "-f", "-q")
+    return project
+
+
+def run(project: Path, *command: str) -> str:
+    environment = os.environ | {"DVC_NO_ANALYTICS": "1", "GIT_CONFIG_GLOBAL": os.devnull}
+    done = subprocess.run(command, cwd=project, env=environment, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+def dvc(project: Path, *options: str) -> str:
+    return run(project, str(Path(sys.executable).with_name("dvc")), *options)
+
+
+def would_run(project: Path) -> set[str]:
+    return set(re.findall(r"Running stage '(\w+)'", dvc(project, "repro", "--dry")))
+
+
+@pytest.mark.slow
+def test_nothing_is_made_anew_when_nothing_has_changed(reproduced: Path) -> None:
+    assert json.loads(dvc(reproduced, "status", "--json")) == {}
+
+
+@pytest.mark.slow
+def test_another_alpha_makes_fine_tuning_anew_and_nothing_before_it(reproduced: Path) -> None:
+    file = reproduced / "conf/base/parameters_finetune_video.yml"
+    before = file.read_text()
+    assert before.count(ALPHA) == 1
+    file.write_text(before.replace(ALPHA, "alpha: 1.0"))
+    try:
+        assert set(json.loads(dvc(reproduced, "status", "--json"))) == {"finetune_video"}
+        stages = would_run(reproduced)
+    finally:
+        file.write_text(before)
+    assert "finetune_video" in stages
+    assert stages <= downstream("finetune_video")
+
+
+@pytest.mark.slow
+def test_what_fine_tuning_makes_is_what_the_later_stages_read(reproduced: Path) -> None:
+    content = reproduced / "data/06_models/base/content"
+    before = content.read_text()
+    content.write_text("other weights")
+    try:
+        changed = set(json.loads(dvc(reproduced, "status", "--json")))
+    finally:
+        content.write_text(before)
+    assert {"generate", "report"} <= changed
+    assert changed <= downstream("finetune_video")
