@@ -73,7 +73,7 @@ def _measure(
     with tempfile.TemporaryDirectory() as folder:
         stage = Path(folder) / "model"
         save_video_model(model, stage, load_stage_info(trained))
-        videos = generate_clips(stage, generate, [item.caption for item in items], embeddings)
+        videos = generate_clips(stage, generate, [item.caption for item in items], embeddings, store.shape)
 
         def sampled() -> Iterator[CaptionedClip]:
             for item, video in zip(items, videos, strict=True):

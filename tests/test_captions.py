@@ -13,11 +13,11 @@ from html.parser import HTMLParser
 import numpy as np
 import pandas as pd
 import pytest
+from caption_rules import DEFAULT_EXPECTATIONS
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pyoco_pipeline.data.captions import (
-    DEFAULT_EXPECTATIONS,
     CaptionCheck,
     CaptionValidator,
     RowExample,

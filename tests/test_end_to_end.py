@@ -74,7 +74,8 @@ def assert_measured(metrics: dict[str, Any], name: str, num_generated: int) -> N
     assert entry["num_held_out"] > 0
     assert entry["num_reference"] > 0
     assert re.fullmatch(r"[0-9a-f]{64}", entry["extractor_sha256"])
-    assert isinstance(entry["floor" if "f" in name[:1] else "real"], float)
+    real = entry["floor"] if name.startswith(("fvd", "fid")) else entry["real"]
+    assert isinstance(real, float)
 
 
 @pytest.fixture(scope="module")
@@ -158,8 +159,10 @@ def test_the_run_is_in_mlflow_with_parameters_curves_and_artifacts(digits: Path)
     curve = client.get_metric_history(run.info.run_id, "base/loss")
     assert [point.step for point in curve] == [1, 2, 3, 4]
     stored = read_json(digits / "data/ci/08_reporting/metrics.json")["metrics"]
-    logged = {name for name in run.data.metrics if any(key in name for key in stored)}
-    assert all(any(key in name for name in logged) for key in stored), run.data.metrics
+    assert {name: run.data.metrics[name] for name in stored} == {
+        name: pytest.approx(entry["value"]) for name, entry in stored.items()
+    }
+    assert run.data.metrics["fvd_digits3d_floor"] == pytest.approx(stored["fvd_digits3d"]["floor"])
     files = {item.path for item in client.list_artifacts(run.info.run_id)}
     assert {"report.html", "metrics.json", "contact_sheet.png", "videos"} <= files
     assert run.data.tags["env"] == "ci"

@@ -12,7 +12,7 @@ from kedro.framework.cli.project import run as kedro_run
 
 from pyoco_pipeline.errors import UserError
 
-logger = logging.getLogger(__name__)
+logger = logging.getLogger(__name__)  # goes to info.log alone: conf/logging.yml
 
 # Kedro's own words for an unknown node, tag or namespace.
 _NO_SUCH_NODE = ("Pipeline does not contain", "Pipeline contains no nodes")
@@ -30,7 +30,7 @@ def _run(verbose: bool, **options: Any) -> Any:
         message = user_message(error)
         if message is None or verbose:
             raise
-        logger.debug("The run failed", exc_info=error)
+        logger.error("The run failed", exc_info=error)
         click.secho(f"Error: {message}", fg="red", err=True)
         click.echo("(`--verbose` shows where in the code.)", err=True)
         sys.exit(1)

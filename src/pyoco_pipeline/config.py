@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, model_validator
 
 from pyoco_pipeline.training.settings import (
     NoiseSettings,
     Positive,
+    Seed,
     Settings,
     Share,
     SigmaSettings,
@@ -21,7 +22,7 @@ class MovingDigitsSettings(Settings):
 
     num_train: Positive  # clips
     num_test: Positive
-    seed: int = 0
+    seed: Seed = 0
 
 
 class VideoFolderSettings(Settings):
@@ -66,6 +67,11 @@ class UNetSettings(Settings):
                 f"attention_levels has {len(self.attention_levels)} entries, block_out_channels has "
                 f"{len(self.block_out_channels)}: give one per level"
             )
+        for divisor in ("norm_groups", "attention_heads"):
+            if any(width % getattr(self, divisor) for width in self.block_out_channels):
+                raise ValueError(
+                    f"{divisor}={getattr(self, divisor)} does not divide block_out_channels={self.block_out_channels}"
+                )
         return self
 
 
@@ -85,7 +91,7 @@ class InflateSettings(Settings):
     convolution: bool = True
     attention: bool = True
     head_dim: int = Field(0, ge=0)  # of temporal attention; 0: half of a block's width, at most 64
-    seed: int = 0
+    seed: Seed = 0
 
     def options(self) -> dict[str, Any]:
         """The keyword arguments of `inflate`."""
@@ -109,6 +115,12 @@ class ChurnSettings(Settings):
     s_tmax: float = Field(float("inf"), gt=0)
     s_noise: float = Field(1.0, ge=0)
 
+    @model_validator(mode="after")
+    def _ordered(self) -> Self:
+        if self.s_tmin > self.s_tmax:
+            raise ValueError(f"s_tmin={self.s_tmin} is above s_tmax={self.s_tmax}")
+        return self
+
 
 class SamplerSettings(Settings):
     """How clips are sampled (EDM, Algorithm 2 and eq. 5)."""
@@ -119,20 +131,27 @@ class SamplerSettings(Settings):
     sigma_max: float = Field(80.0, gt=0)
     rho: float = Field(7.0, gt=0)
     churn: ChurnSettings = ChurnSettings()
-    guidance_scale: float = 1.0  # 1: none
+    guidance_scale: Annotated[float, Field(allow_inf_nan=False)] = 1.0  # 1: none
     guidance_interval: tuple[float, float] = (0.0, float("inf"))  # sigma
 
     @model_validator(mode="after")
     def _ordered(self) -> Self:
         if self.sigma_min >= self.sigma_max:
             raise ValueError(f"sigma_min={self.sigma_min} is not below sigma_max={self.sigma_max}")
+        low, high = self.guidance_interval
+        if not 0 <= low < high:
+            raise ValueError(
+                f"guidance_interval={self.guidance_interval} is not (low, high) with 0 <= low < high"
+            )
         return self
 
 
 class GenerateSettings(Settings):
     """What is generated."""
 
-    prompts: tuple[str, ...] | None = None  # captions; None: captions of test clips
+    prompts: Annotated[tuple[str, ...], Field(min_length=1)] | None = (
+        None  # captions; None: captions of test clips
+    )
     num_clips: Positive  # prompts are repeated or cut to this many
     sampler: SamplerSettings = SamplerSettings()
     noise: NoiseSettings | None = None  # None: the prior that the model was trained with
@@ -140,7 +159,7 @@ class GenerateSettings(Settings):
     batch_size: Positive = 16
     video_format: Literal["mp4", "webp"] = "mp4"
     num_videos: Positive = 12  # how many are written for people
-    seed: int = 0
+    seed: Seed = 0
 
 
 class ReportSettings(Settings):

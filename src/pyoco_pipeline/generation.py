@@ -53,13 +53,25 @@ def sample_batch(
 
 
 def generate_clips(
-    model: Path, settings: GenerateSettings, captions: Sequence[str], embeddings: TextEmbeddings
+    model: Path,
+    settings: GenerateSettings,
+    captions: Sequence[str],
+    embeddings: TextEmbeddings,
+    shape: tuple[int, int, int],
 ) -> Iterator[Tensor]:
     """Clips (T, H, W, 3) uint8 for captions, from the stage in folder `model`, clip i from seed (seed, i).
 
-    Raises UserError for a prior other than the model's unless that is asked for, and for another text encoder.
+    shape: (frames, height, width), that of the clips the model was trained on.
+
+    Raises UserError for a prior other than the model's unless that is asked for, for another text encoder, and for
+    another shape.
     """
     info = load_stage_info(model)
+    if info.shape != shape:
+        raise UserError(
+            f"{model} was trained on clips of (frames, height, width) {info.shape}, the ingested ones are {shape}: "
+            "run `finetune_video` anew, or set ingest back."
+        )
     prior = sampling_prior(prior_from_config(info.noise), settings)
     if info.text_encoder_sha256 != embeddings.encoder_sha256:
         raise UserError(

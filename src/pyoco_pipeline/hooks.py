@@ -162,7 +162,7 @@ class MlflowHooks:
             self._handler.close()
             self._handler = None
         with run.lossy("the last metrics"):
-            run.set_tags(_clips_tag(self._local_path(CLIPS)))
+            run.set_tags(_clips_tags(self._project_path, self._local_path(CLIPS)))
             run.log_metrics({"peak_memory_gb": _peak_memory_gb()})
         run.close(status)
 
@@ -243,8 +243,6 @@ def _provenance(run_params: Mapping[str, Any], project_path: Path) -> dict[str, 
         tags["git.commit"] = tags["mlflow.source.git.commit"] = commit
         changes = _git(project_path, "status", "--porcelain", "--untracked-files=no")
         tags["git.dirty"] = "false" if changes == "" else "true"
-    if md5 := _ingested_md5(project_path / "dvc.lock"):
-        tags["dvc.data_md5"] = md5
     if experiment := os.environ.get("DVC_EXP_NAME"):
         tags["dvc.experiment"] = experiment
     return tags
@@ -260,27 +258,27 @@ def _git(project_path: Path, *command: str) -> str | None:
     return done.stdout.strip()
 
 
-def _ingested_md5(lock_file: Path) -> str | None:
-    """The md5 of what the ingest stage wrote, as dvc.lock has it; several outputs as "path=md5" pairs."""
+def _locked_md5(project_path: Path, folder: Path) -> str | None:
+    """The md5 that dvc.lock has for a folder that the ingest stage writes, or None."""
     import yaml
 
     try:
-        stages = yaml.safe_load(lock_file.read_text())["stages"]
-        outputs = {item["path"]: item["md5"] for item in stages["ingest"]["outs"]}
+        outputs = yaml.safe_load((project_path / "dvc.lock").read_text())["stages"]["ingest"]["outs"]
+        return next(
+            (o["md5"] for o in outputs if (project_path / o["path"]).resolve() == folder.resolve()), None
+        )
     except (OSError, KeyError, TypeError, yaml.YAMLError):
         return None
-    if len(outputs) == 1:
-        return next(iter(outputs.values()))
-    return " ".join(f"{path}={md5}" for path, md5 in sorted(outputs.items())) or None
 
 
-def _clips_tag(clips: Path | None) -> dict[str, str]:
-    manifest = clips / "manifest.json" if clips else None
-    return (
-        {"clips.sha256": json.loads(manifest.read_text())["sha256"]}
-        if manifest and manifest.is_file()
-        else {}
-    )
+def _clips_tags(project_path: Path, clips: Path | None) -> dict[str, str]:
+    """Which data the run used: the digest in the clips' manifest, and DVC's hash of the folder where it has one."""
+    if clips is None or not (clips / "manifest.json").is_file():
+        return {}
+    tags = {"clips.sha256": json.loads((clips / "manifest.json").read_text())["sha256"]}
+    if md5 := _locked_md5(project_path, clips):
+        tags["dvc.data_md5"] = md5
+    return tags
 
 
 def _local_path(dataset: Any) -> Path | None:

@@ -1,7 +1,12 @@
 """Kedro's project settings."""
 
+import warnings
+
 from pyoco_pipeline.hooks import MlflowHooks
 from pyoco_pipeline.inputs_hook import InputsHook
+
+# The dot in base.model is its namespace's, as Kedro itself writes it.
+warnings.filterwarnings("ignore", message="One or more dataset names contain '.'", category=UserWarning)
 
 # Kedro calls the last one first: inputs are checked before a tracked run is opened.
 HOOKS = (MlflowHooks(), InputsHook())

@@ -190,6 +190,9 @@ def _opened(path: str | Path) -> Iterator[tuple[InputContainer, VideoStream]]:
             yield container, streams[0]
         except av.error.FFmpegError as error:
             raise _unusable(path, f"cannot be decoded: {error.strerror}") from error
+        except (ValueError, ArithmeticError, MemoryError, struct.error) as error:
+            # Absurd sizes, times and side data of a damaged file surface as these.
+            raise _unusable(path, f"cannot be decoded: {error}") from error
 
 
 def _check_readable(path: str | Path) -> None:

@@ -10,8 +10,6 @@ import json
 from datetime import date
 from pathlib import Path
 
-from pyoco_pipeline.data.clips import ClipStore
-from pyoco_pipeline.data.embeddings import TextEmbeddings
 from pyoco_pipeline.errors import UserError
 from pyoco_pipeline.models.inflation import ImageUNet
 from pyoco_pipeline.models.io import load_image_model, load_stage_info, save_image_model, sha256_of
@@ -20,15 +18,18 @@ FOLDER = Path(__file__).parents[1] / "assets" / "digits_unet"
 _WEIGHTS = "unet/diffusion_pytorch_model.safetensors"
 
 
-def load_shipped(store: ClipStore, embeddings: TextEmbeddings) -> ImageUNet:
-    """The shipped image model in float32; UserError when clips or text encoder are not those it was made for."""
+def load_shipped(kind: str, size: tuple[int, int], text_encoder_sha256: str) -> ImageUNet:
+    """The shipped image model in float32, for clips of `kind` and (height, width) `size`.
+
+    Raises UserError when clips or text encoder are not those it was made for.
+    """
     card = json.loads((FOLDER / "card.json").read_text())
     found = sha256_of(FOLDER / _WEIGHTS)
     if found != card["sha256"]:
         raise UserError(f"{FOLDER / _WEIGHTS} has sha256 {found}, its card says {card['sha256']}: reinstall.")
     info = load_stage_info(FOLDER)
     wanted = ("moving_digits", *info.shape[1:], info.text_encoder_sha256)
-    given = (store.manifest.kind, *store.shape[1:], embeddings.encoder_sha256)
+    given = (kind, *size, text_encoder_sha256)
     for name, expected, actual in zip(
         ("clips", "height", "width", "text encoder"), wanted, given, strict=True
     ):

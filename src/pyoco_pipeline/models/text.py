@@ -55,6 +55,8 @@ class TextEncoder:
 
     def __init__(self, folder: Path, max_tokens: int, device: str | torch.device = "cpu") -> None:
         self.folder, self.max_tokens, self.device = folder, max_tokens, torch.device(device)
+        from transformers.utils import logging as transformers_logging
+
         weights = sorted(folder.glob("*.safetensors"))
         if not weights:
             raise UserError(
@@ -62,6 +64,7 @@ class TextEncoder:
             )
         self.sha256 = sha256_of(weights[0])
         self.tokenizer = load_tokenizer(folder)
+        transformers_logging.disable_progress_bar()  # a bar for 0.1 s of loading
         self.model = _model_class(folder).from_pretrained(folder, local_files_only=True, use_safetensors=True)
         self.model.requires_grad_(False).eval().to(self.device)
 

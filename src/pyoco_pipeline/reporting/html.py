@@ -156,8 +156,9 @@ def _metric_row(name: str, item: Mapping[str, Any]) -> list[str]:
     kind = next((kind for kind in _METRIC_KINDS if name.startswith(kind[0])), ("", "", ""))
     note = f'<span class="muted">{text(kind[1])}, {text(kind[2])}</span>' if kind[1] else ""
     value = f"<strong>{number(item['value'])}</strong>"
-    if item.get("std") is not None:
-        value += f' <span class="muted">± {number(item["std"])}</span>'
+    spread = item.get("standard_error", item.get("standard_deviation"))
+    if spread:
+        value += f' <span class="muted">± {number(spread)}</span>'
     if item.get("floor") is not None:
         real = f'{number(item["floor"])} <span class="muted">floor</span>'
     else:
@@ -176,7 +177,8 @@ def _notes(title: str, items: Any, kind: str) -> str:
 
 
 def _caption_accuracy(metrics: Mapping[str, Any] | None) -> str:
-    attributes = ((metrics or {}).get("metrics") or {}).get("caption_accuracy") or {}
+    measured = ((metrics or {}).get("metrics") or {}).get("caption_accuracy") or {}
+    attributes = measured.get("attributes") or {}
     rows = [_accuracy_row(name, item) for name, item in attributes.items() if _has_value(item)]
     if not rows:
         return section(

@@ -95,6 +95,15 @@ class CheckpointFolder:
             shutil.rmtree(path)
 
 
+def mark_finished(folder: Path) -> None:
+    """Say in the newest checkpoint that its weights are kept elsewhere, so that the next run starts anew."""
+    newest = CheckpointFolder(folder, keep=1).paths()[-1]
+    aside = newest / ".state.json"
+    state = json.loads((newest / "state.json").read_text()) | {"finished": True}
+    aside.write_text(json.dumps(state, indent=2) + "\n")
+    aside.replace(newest / "state.json")
+
+
 def check_same_run(snapshot: Snapshot, fingerprint: dict[str, Any], folder: Path) -> None:
     """UserError when a checkpoint is of another run, naming the first difference.
 

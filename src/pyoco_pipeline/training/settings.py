@@ -16,8 +16,20 @@ class Settings(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
+    @model_validator(mode="after")
+    def _no_nan(self) -> Self:
+        for name in type(self).model_fields:
+            value = getattr(self, name)
+            if any(
+                isinstance(v, float) and math.isnan(v)
+                for v in (value if isinstance(value, tuple) else (value,))
+            ):
+                raise ValueError(f"{name} is not a number")
+        return self
+
 
 Positive = Annotated[int, Field(gt=0)]
+Seed = Annotated[int, Field(ge=0)]
 Share = Annotated[float, Field(ge=0, le=1)]
 
 
@@ -43,7 +55,7 @@ class NoiseSettings(Settings):
 class SigmaSettings(Settings):
     """Law of the noise levels in training: ln(sigma) ~ N(mean, std^2) (EDM, table 1: P_mean, P_std)."""
 
-    mean: float = -1.2
+    mean: Annotated[float, Field(allow_inf_nan=False)] = -1.2
     std: float = Field(1.2, gt=0)
 
 
@@ -74,7 +86,7 @@ class TrainSettings(Settings):
     resume: Literal["auto", "never"] = "auto"
     max_loss_growth: float = Field(20.0, gt=1)  # stop when the mean loss grows to so many times its lowest
     max_minutes: float | None = Field(None, gt=0)  # stop early, with a checkpoint
-    seed: int = 0
+    seed: Seed = 0
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:

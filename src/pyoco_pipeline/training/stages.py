@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import platform
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -14,13 +15,21 @@ from pyoco_pipeline.data.clips import ClipStore
 from pyoco_pipeline.data.embeddings import TextEmbeddings
 from pyoco_pipeline.diffusion import Denoise
 from pyoco_pipeline.errors import UserError
-from pyoco_pipeline.models import FrameByFrame, StageInfo, VideoUNet, load_image_model, load_video_model
+from pyoco_pipeline.models import (
+    FrameByFrame,
+    StageInfo,
+    VideoUNet,
+    load_image_model,
+    load_video_model,
+    save_image_model,
+    save_video_model,
+)
 from pyoco_pipeline.models.inflation import ImageUNet
 from pyoco_pipeline.models.io import weights_sha256
 from pyoco_pipeline.models.scratch import build_image_unet
 from pyoco_pipeline.models.shipped import load_shipped
 from pyoco_pipeline.noise import IIDNoise
-from pyoco_pipeline.training.checkpoint import History
+from pyoco_pipeline.training.checkpoint import History, mark_finished
 from pyoco_pipeline.training.settings import TrainSettings
 from pyoco_pipeline.training.trainer import Objective, train
 
@@ -47,10 +56,10 @@ def train_image_model(
         run,
         stage="image",
         checkpoints=checkpoints,
-        identity=_identity(info, model, settings),
+        identity=_identity(info, model, settings, embeddings),
         validate=validate,
     )
-    return model, info, history
+    return model, replace(info, steps=history[-1]["step"]), history
 
 
 def train_video_model(
@@ -74,10 +83,19 @@ def train_video_model(
         settings.train,
         stage=stage,
         checkpoints=checkpoints,
-        identity=_identity(info, model, settings),
+        identity=_identity(info, model, settings, embeddings),
         validate=validate,
     )
-    return model, info, history
+    return model, replace(info, steps=history[-1]["step"]), history
+
+
+def keep_model(folder: Path, model: ImageUNet | VideoUNet, info: StageInfo, checkpoints: Path) -> None:
+    """Write a trained model into `folder` and close its run: until then the same command goes on with it."""
+    if isinstance(model, VideoUNet):
+        save_video_model(model, folder, info)
+    else:
+        save_image_model(model, folder, info)
+    mark_finished(checkpoints)
 
 
 def _image_model(settings: PretrainImageSettings, store: ClipStore, embeddings: TextEmbeddings) -> ImageUNet:
@@ -90,7 +108,7 @@ def _image_model(settings: PretrainImageSettings, store: ClipStore, embeddings: 
         unet = settings.unet.model_dump()
         return build_image_unet(size=height, text_dim=embeddings.dim, **unet, seed=settings.train.seed)
     if settings.init == "shipped":
-        return load_shipped(store, embeddings)
+        return load_shipped(store.manifest.kind, store.shape[1:], embeddings.encoder_sha256)
     return load_image_model(settings.init)
 
 
@@ -137,7 +155,10 @@ def _stage_info(
 
 
 def _identity(
-    info: StageInfo, model: ImageUNet | VideoUNet, settings: PretrainImageSettings | StageSettings
+    info: StageInfo,
+    model: ImageUNet | VideoUNet,
+    settings: PretrainImageSettings | StageSettings,
+    embeddings: TextEmbeddings,
 ) -> dict[str, object]:
     return {
         "noise": info.noise,
@@ -145,5 +166,6 @@ def _identity(
         "sigma_data": info.sigma_data,
         "data_sha256": info.data_sha256,
         "text_encoder_sha256": info.text_encoder_sha256,
+        "max_tokens": embeddings.tokens.shape[1],
         "initial_weights_sha256": weights_sha256(model),
     }

@@ -78,6 +78,7 @@ def train(
     """Train `network` in place and leave the averaged (EMA) weights in it; returns the logged rows.
 
     checkpoints: folder of this stage's checkpoints; an unfinished run with the same identity goes on from its newest.
+        Whoever keeps the trained weights calls `mark_finished` then; the next run starts anew.
     identity: what else makes the run what it is (stage, prior, data, initial weights); JSON-able.
     validate: called as (steps done, denoiser with averaged weights); may return a picture to log.
 
@@ -106,6 +107,11 @@ class _Run:
         AcceleratorState._reset_state()  # else a second stage in this process could not have another precision
         self.accelerator = Accelerator(mixed_precision=_precision(settings.precision))
         self.device = self.accelerator.device
+        if self.accelerator.num_processes > 1:
+            raise UserError(
+                f"{stage}: started as {self.accelerator.num_processes} processes, but one process trains: start it "
+                "without a launcher."
+            )
         network.train().to(self.device)
         if settings.channels_last:
             network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
@@ -130,7 +136,7 @@ class _Run:
         with self._signals(), self._progress() as bar:
             self._loop(bar)
         self._sample()
-        self._checkpoint(finished=True)
+        self._checkpoint()
         self.ema.swap(self.network)
         self.network.eval()
         return self.history
@@ -237,7 +243,7 @@ class _Run:
                 "lengthen train.warmup_steps, or look at the data."
             )
 
-    def _checkpoint(self, finished: bool = False) -> None:
+    def _checkpoint(self) -> None:
         if not self.accelerator.is_main_process:
             return
         self.folder.save(
@@ -248,7 +254,6 @@ class _Run:
                 ema=self.ema.state_dict(),
                 optimizer=optimizer_tensors(self.optimizer),
                 history=self.history,
-                finished=finished,
             )
         )
 

@@ -16,11 +16,11 @@ def fine_tune(
     """Fine-tune an inflated model on clips; gives the stage's folder and the training history."""
     from pyoco_pipeline.data.clips import ClipStore
     from pyoco_pipeline.data.embeddings import TextEmbeddings
-    from pyoco_pipeline.models import save_video_model
     from pyoco_pipeline.pipelines.samples import SampleSheet
     from pyoco_pipeline.training import stages
 
     store, embeddings = ClipStore(clips), TextEmbeddings(text_embeddings)
     sheet = SampleSheet(checkpoints / "samples", store, embeddings, stage.noise.prior(), store.shape[0])
     model, info, history = stages.train_video_model(name, stage, init, store, embeddings, checkpoints, sheet)
-    return partial(save_video_model, model, info=info), history
+    keep = partial(stages.keep_model, model=model, info=info, checkpoints=checkpoints)
+    return keep, history

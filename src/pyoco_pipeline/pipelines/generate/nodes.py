@@ -20,7 +20,8 @@ def sample_clips(generate: GenerateSettings, model: Path, clips: Path, text_embe
 
     store, embeddings = ClipStore(clips), TextEmbeddings(text_embeddings)
     asked = _prompts(generate, store)
-    videos = generate_clips(model, generate, [caption for caption, _ in asked], embeddings)
+    captions = [caption for caption, _ in asked]
+    videos = generate_clips(model, generate, captions, embeddings, store.shape)
     sampled = (
         CaptionedClip(Clip(f"generated-{i:06d}", video.numpy(), attributes), caption, "generated")
         for i, (video, (caption, attributes)) in enumerate(zip(videos, asked, strict=True))

@@ -19,7 +19,8 @@ def list_captions(ingest: IngestSettings) -> pd.DataFrame:
     table = _source(ingest).captions()
     tokenizer = load_tokenizer(text_encoder_folder(ingest.text_encoder))
     captions = table["caption"].fillna("").astype(str).tolist()
-    return table.assign(num_tokens=[len(ids) for ids in tokenizer(captions).input_ids])
+    num_tokens = [len(ids) for ids in tokenizer(captions).input_ids]
+    return table.assign(num_tokens=num_tokens, tokens_cut=[max(0, n - ingest.max_tokens) for n in num_tokens])
 
 
 def cut_clips(captions: pd.DataFrame, ingest: IngestSettings) -> FolderWriter:

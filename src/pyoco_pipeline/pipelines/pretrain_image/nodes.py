@@ -16,7 +16,6 @@ def train_image_model(
     """Train the image model on frames; gives the model's folder and the training history."""
     from pyoco_pipeline.data.clips import ClipStore
     from pyoco_pipeline.data.embeddings import TextEmbeddings
-    from pyoco_pipeline.models import save_image_model
     from pyoco_pipeline.noise import IIDNoise
     from pyoco_pipeline.pipelines.samples import SampleSheet
     from pyoco_pipeline.training import stages
@@ -24,4 +23,5 @@ def train_image_model(
     store, embeddings = ClipStore(clips), TextEmbeddings(text_embeddings)
     sheet = SampleSheet(checkpoints / "samples", store, embeddings, IIDNoise(), num_frames=1)
     model, info, history = stages.train_image_model(pretrain_image, store, embeddings, checkpoints, sheet)
-    return partial(save_image_model, model, info=info), history
+    keep = partial(stages.keep_model, model=model, info=info, checkpoints=checkpoints)
+    return keep, history

@@ -53,6 +53,17 @@ def write_report(
     )
 
 
+def draw_loss_curves(image_history: list[dict[str, Any]], history: list[dict[str, Any]]) -> Any:
+    """The loss curves as a picture of their own, for the tracker."""
+    import io
+
+    from PIL import Image
+
+    from pyoco_pipeline.reporting.figures import loss_curves
+
+    return Image.open(io.BytesIO(loss_curves(image_history + history)))
+
+
 def _run_facts(work: Path) -> dict[str, Any]:
     timings = work / "timings.json"
     return {

@@ -2,12 +2,18 @@
 
 from kedro.pipeline import Node, Pipeline
 
-from pyoco_pipeline.pipelines.report.nodes import write_report
+from pyoco_pipeline.pipelines.report.nodes import draw_loss_curves, write_report
 
 
 def create_pipeline(**_: object) -> Pipeline:
     return Pipeline(
         [
+            Node(
+                draw_loss_curves,
+                inputs=["image_history", "base.history"],
+                outputs="loss_curves",
+                name="draw_loss_curves",
+            ),
             Node(
                 write_report,
                 inputs=[
@@ -25,6 +31,6 @@ def create_pipeline(**_: object) -> Pipeline:
                 ],
                 outputs="report",
                 name="write_report",
-            )
+            ),
         ]
     )
