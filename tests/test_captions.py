@@ -301,7 +301,7 @@ def test_the_report_needs_no_network_and_follows_the_colour_setting():
 def test_the_validator_keeps_good_rows_writes_the_report_and_says_so(tmp_path, caplog):
     report = tmp_path / "reports" / "captions.html"
     with caplog.at_level(logging.INFO):
-        kept = CaptionValidator(str(report)).validate(table(GOOD, None, "мяч"))
+        kept = CaptionValidator(str(report), DEFAULT_EXPECTATIONS).validate(table(GOOD, None, "мяч"))
     assert kept["row_id"].tolist() == ["row0", "row2"]
     assert report.read_text(encoding="utf-8").startswith("<!doctype html>")
     assert [path.name for path in report.parent.iterdir()] == ["captions.html"]
@@ -317,7 +317,7 @@ def test_the_validator_takes_its_own_rules(tmp_path):
 
 
 def test_the_validator_raises_on_a_broken_fail_rule_and_when_nothing_is_left(tmp_path):
-    validator = CaptionValidator(str(tmp_path / "r.html"))
+    validator = CaptionValidator(str(tmp_path / "r.html"), DEFAULT_EXPECTATIONS)
     with pytest.raises(UserError, match=r"break a rule that must hold(.|\n)*row0"):
         validator.validate(table(GOOD, "b", path=["a", "a"], split=["train", "test"]))
     assert "failed" in (tmp_path / "r.html").read_text(encoding="utf-8")
@@ -340,7 +340,7 @@ def test_the_validator_works_from_a_kedro_catalog_and_a_relative_report_starts_a
                 "validator": {
                     "class": "pyoco_pipeline.data.captions.CaptionValidator",
                     "on": ["save"],
-                    "options": {"report": "data/captions.html"},
+                    "options": {"report": "data/captions.html", "expectations": DEFAULT_EXPECTATIONS},
                 },
             }
         }

@@ -35,8 +35,15 @@ def generate_settings(**changes) -> GenerateSettings:
     return GenerateSettings(**({"num_clips": 5, "batch_size": 2, "sampler": sampler} | changes))
 
 
-def generate(model, embeddings, captions=CAPTIONS, **changes) -> torch.Tensor:
-    return torch.stack(list(generate_clips(model, generate_settings(**changes), captions, embeddings)))
+def generate(model, embeddings, captions=CAPTIONS, shape=SHAPE, **changes) -> torch.Tensor:
+    return torch.stack(list(generate_clips(model, generate_settings(**changes), captions, embeddings, shape)))
+
+
+def test_clips_of_another_shape_than_trained_on_are_refused(model, embeddings):
+    with pytest.raises(
+        UserError, match=r"trained on clips of .* \(4, 8, 8\), the ingested ones are \(8, 8, 8\)"
+    ):
+        generate(model, embeddings, shape=(8, 8, 8))
 
 
 class Recorder:

@@ -18,7 +18,7 @@ from PIL import Image
 
 from pyoco_pipeline.datasets import FolderDataset, WorkFolderDataset
 from pyoco_pipeline.errors import UserError
-from pyoco_pipeline.hooks import MlflowHooks, _ingested_md5, _run_name
+from pyoco_pipeline.hooks import MlflowHooks, _clips_tags, _run_name
 from pyoco_pipeline.reporting.redact import MASK
 from pyoco_pipeline.tracking import (
     METRICS_LOGGER,
@@ -317,8 +317,14 @@ def test_run_names_are_sorted_and_name_the_prior_where_it_acts() -> None:
     assert _run_name({}, {}) == "default"
 
 
-def test_the_data_version_is_read_from_the_dvc_lock_file(tmp_path: Path) -> None:
-    lock = tmp_path / "dvc.lock"
-    assert _ingested_md5(lock) is None
-    lock.write_text("schema: '2.0'\nstages:\n  ingest:\n    outs:\n    - {path: clips, md5: abc.dir}\n")
-    assert _ingested_md5(lock) == "abc.dir"
+def test_data_is_named_by_its_manifest_and_by_dvc_only_where_dvc_made_it(tmp_path: Path) -> None:
+    clips = tmp_path / "clips"
+    assert _clips_tags(tmp_path, clips) == {}
+    clips.mkdir()
+    (clips / "manifest.json").write_text('{"sha256": "abc"}')
+    assert _clips_tags(tmp_path, clips) == {"clips.sha256": "abc"}
+    outs = "stages:\n  ingest:\n    outs:\n    - {path: %s, md5: def.dir}\n"
+    (tmp_path / "dvc.lock").write_text(outs % "other")
+    assert _clips_tags(tmp_path, clips) == {"clips.sha256": "abc"}
+    (tmp_path / "dvc.lock").write_text(outs % "clips")
+    assert _clips_tags(tmp_path, clips) == {"clips.sha256": "abc", "dvc.data_md5": "def.dir"}

@@ -7,9 +7,8 @@ import pytest
 import torch
 from diffusers import AutoencoderKL, UNet2DConditionModel
 from safetensors.torch import load_file, save_file
-from tiny import make_embeddings, make_store, make_unet, make_video_unet, stage_info
+from tiny import make_unet, make_video_unet, stage_info
 
-from pyoco_pipeline.data.embeddings import TextEmbeddings
 from pyoco_pipeline.errors import UserError
 from pyoco_pipeline.models import (
     load_image_model,
@@ -200,18 +199,16 @@ def test_a_stage_that_does_not_say_what_it_was_trained_for_is_refused(folder):
 
 
 @pytest.fixture(scope="module")
-def shipped_inputs(tmp_path_factory):
-    """Clips and embeddings of the kind that the shipped model was trained with."""
-    folder, info = tmp_path_factory.mktemp("shipped"), load_stage_info(shipped.FOLDER)
-    store = make_store(folder / "clips", 2, 1, size=info.shape[1])
-    return store, make_embeddings(folder / "text", [], dim=384, sha=info.text_encoder_sha256)
+def shipped_inputs():
+    """Kind and size of the clips, and the text encoder, that the shipped model was trained with."""
+    info = load_stage_info(shipped.FOLDER)
+    return "moving_digits", info.shape[1:], info.text_encoder_sha256
 
 
 def test_the_shipped_model_loads_in_float32_and_denoises(shipped_inputs):
     model = shipped.load_shipped(*shipped_inputs)
-    embeddings: TextEmbeddings = shipped_inputs[1]
     with torch.no_grad():
-        out = model(torch.randn(1, 3, 16, 16), torch.tensor([0.0]), **embeddings.null()).sample
+        out = model(torch.randn(1, 3, 16, 16), torch.tensor([0.0]), torch.randn(1, 4, 384)).sample
 
     assert model.dtype == torch.float32
     assert out.isfinite().all()
@@ -235,15 +232,15 @@ def test_shipped_weights_that_are_not_those_of_the_card_are_refused(shipped_inpu
         shipped.load_shipped(*shipped_inputs)
 
 
-def test_the_shipped_model_is_refused_for_other_clips_and_another_encoder(shipped_inputs, tmp_path):
-    store, embeddings = shipped_inputs
-    small = make_store(tmp_path / "small", 2, 1, size=8)
-    other = make_embeddings(tmp_path / "text", [], dim=384)
+def test_the_shipped_model_is_refused_for_other_clips_and_another_encoder(shipped_inputs):
+    kind, size, encoder = shipped_inputs
 
+    with pytest.raises(UserError, match="is for clips moving_digits, found video_folder"):
+        shipped.load_shipped("video_folder", size, encoder)
     with pytest.raises(UserError, match="is for height 16, found 8"):
-        shipped.load_shipped(small, embeddings)
+        shipped.load_shipped(kind, (8, 8), encoder)
     with pytest.raises(UserError, match="is for text encoder"):
-        shipped.load_shipped(store, other)
+        shipped.load_shipped(kind, size, "another")
 
 
 def test_packing_a_trained_model_writes_what_load_shipped_reads(shipped_inputs, tmp_path, monkeypatch):

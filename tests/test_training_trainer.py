@@ -22,6 +22,7 @@ from pyoco_pipeline.errors import UserError
 from pyoco_pipeline.models import save_image_model, save_video_model
 from pyoco_pipeline.models.io import weights_sha256
 from pyoco_pipeline.noise import IIDNoise, ProgressiveNoise
+from pyoco_pipeline.training.checkpoint import mark_finished
 from pyoco_pipeline.training.ema import EMA
 from pyoco_pipeline.training.stages import train_image_model, train_video_model
 from pyoco_pipeline.training.trainer import learning_rate, train
@@ -410,8 +411,16 @@ def test_only_the_newest_checkpoints_are_kept(run, tmp_path, keep):
     assert steps_kept(tmp_path / "checkpoints") == [12, 10, 8][:keep][::-1]
 
 
+def test_a_run_whose_weights_were_not_kept_gives_them_again_without_training(run):
+    first = trained(run)
+    again = TinyNetwork()
+    assert run(again)[-1]["step"] == 12
+    assert same_weights(again, first)
+
+
 def test_a_run_that_has_finished_starts_afresh(run, tmp_path):
     first = trained(run)
+    mark_finished(tmp_path / "checkpoints")
     network = TinyNetwork(seed=1)
     history = run(network, seed=1)
 
