@@ -116,6 +116,21 @@ def test_the_result_does_not_depend_on_the_batch_size(stores, weights):
     assert values[0] == pytest.approx(values[2], rel=1e-4)
 
 
+@pytest.mark.parametrize("seed", range(4))
+def test_clips_of_one_video_are_not_on_both_sides(tmp_path, seed):
+    videos = {"a.mp4": 4, "b.mp4": 3, "c.mp4": 5}
+    paths = [path for path, count in videos.items() for _ in range(count)]
+    black = np.zeros((4, 8, 8, 3), np.uint8)
+    items = [CaptionedClip(Clip(str(i), black, {"path": p}), "x", "train") for i, p in enumerate(paths)]
+    write_clips(tmp_path, items, kind="video_folder", shape=(4, 8, 8), fps=8)
+
+    held_out, kept = split_reference(ClipStore(tmp_path), 4, EvaluateSettings(seed=seed))
+
+    assert len(held_out) == 4
+    assert len(kept) >= 2
+    assert not {paths[i] for i in held_out} & {paths[i] for i in kept}
+
+
 def test_reference_and_held_out_clips_are_disjoint_and_chosen_by_the_seed(stores):
     _, reference = stores
     held_out, kept = split_reference(reference, 6, EvaluateSettings(max_reference_clips=9))

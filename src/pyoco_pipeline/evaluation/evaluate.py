@@ -136,10 +136,29 @@ def split_reference(
             f"{reference.folder} holds {total} clips of split {REFERENCE_SPLIT!r}, and the comparison needs "
             f"at least {2 * MIN_CLIPS}: ingest more clips."
         )
-    order = np.random.default_rng(settings.seed).permutation(total)
+    rng = np.random.default_rng(settings.seed)
+    order = rng.permutation(total)
     num_held_out = min(num_generated, total // 2)
-    last = num_held_out + settings.max_reference_clips
-    return set(order[:num_held_out].tolist()), set(order[num_held_out:last].tolist())
+    files = _files(reference)
+    if len(set(files)) > 1:
+        # Neighbouring seconds of one video on both sides would make the floor that of near-duplicates.
+        rank = {file: i for i, file in enumerate(rng.permutation(sorted(set(files))))}
+        order = np.array(sorted(order, key=lambda position: rank[files[position]]))
+        last_file = files[order[num_held_out - 1]]
+        first = next((i for i, p in enumerate(order) if rank[files[p]] > rank[last_file]), None)
+        if first is None or total - first < MIN_CLIPS:  # a file is then on both sides: `entry` says so
+            first = num_held_out
+    else:
+        first = num_held_out
+    kept = order[first : first + settings.max_reference_clips]
+    return set(order[:num_held_out].tolist()), set(kept.tolist())
+
+
+def _files(reference: ClipStore) -> list[str]:
+    """The video that each training clip was cut from; rendered clips have none."""
+    if reference.manifest.kind == DIGITS_KIND:
+        return []
+    return [item.clip.attributes.get("path", "") for item in reference.clips(REFERENCE_SPLIT)]
 
 
 def _chosen(store: ClipStore, positions: set[int]) -> Iterator[CaptionedClip]:
@@ -232,9 +251,18 @@ class _Comparison:
                 f"{self.fake.num} clips were generated but only {self.held_out.num} real ones could be held "
                 "out, so the values of real clips are at another count: ingest more clips or generate fewer"
             )
+        if self._files(self.held_out) & self._files(self.real):
+            warnings.append(
+                "held-out and reference clips are cut from the same videos, so the values of real clips are "
+                "better than unseen videos would get: ingest more videos"
+            )
         for text in warnings:
             logger.warning("%s: %s", name, text)
         return {**entry, **counts, **({"warning": "; ".join(warnings)} if warnings else {})}
+
+    @staticmethod
+    def _files(measured: _Measured) -> set[str]:
+        return {attributes["path"] for attributes in measured.attributes if "path" in attributes}
 
     def _distance(self, what: Literal["video", "frame"]) -> dict[str, Any]:
         fake, held_out, real = (getattr(m, what) for m in (self.fake, self.held_out, self.real))
