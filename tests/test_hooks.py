@@ -82,7 +82,7 @@ def run_kedro(project: Path, *, failure: BaseException | None = None, **tracking
     )
     parameters = {
         "finetune_video": {"base": {"noise": {"kind": "progressive", "alpha": 2.0}}},
-        "store": {"secret_key": "hush", "num_tokens": 16},
+        "store": {"secret_key": "hush", "num_tokens": 16},  # pragma: allowlist secret
         "tracking": tracking,
     }
     catalog = DataCatalog(
@@ -208,7 +208,7 @@ def test_a_missing_mlflow_says_what_to_do(tmp_path: Path, monkeypatch: pytest.Mo
 
 def test_an_unusable_store_is_a_user_error_without_its_password(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"tracking\.tracking_uri") as raised:
-        run_kedro(tmp_path, tracking_uri="nosuchdb://user:hunter2@host/db")
+        run_kedro(tmp_path, tracking_uri="nosuchdb://user:hunter2@host/db")  # pragma: allowlist secret
     assert "hunter2" not in str(raised.value)
 
 
@@ -278,7 +278,7 @@ def test_parameters_are_flat_short_and_without_secrets() -> None:
             "max_tokens": 77,
             "tokenizer": "t5",
             "servers": [{"password": "p"}],
-            "uri": "s3://key:hush@bucket/x",
+            "uri": "s3://key:hush@bucket/x",  # pragma: allowlist secret
             "long": "x" * 9000,
             "tracking": TrackingSettings(),
         }

@@ -68,7 +68,7 @@ def test_a_full_report_shows_every_part_and_loads_nothing() -> None:
         real_videos=[ReportClip("a real 3", b"webp", "image/webp")],
         metrics=METRICS,
         history=HISTORY,
-        config={"noise": {"alpha": 2.0}, "store": {"password": "hunter2"}},
+        config={"noise": {"alpha": 2.0}, "store": {"password": "hunter2"}},  # pragma: allowlist secret
         captions={"distinct": 420},
         ingest={"kept": 1190, "quarantined": [{"row": 17, "reason": "caption is empty"}]},
         prior="Progressive noise, α = 2.",
