@@ -133,6 +133,11 @@ class ClipStore:
         """(frames, height, width) of every clip."""
         return self.manifest.num_frames, self.manifest.height, self.manifest.width
 
+    @property
+    def unseen_split(self) -> str:
+        """The split to show and to prompt from: "test", or "train" where there are no test clips."""
+        return "test" if self.manifest.counts.get("test") else "train"
+
     def clips(self, split: str | None = None, *, batch_size: int = 128) -> Iterator[CaptionedClip]:
         """Stream the clips of one split (or all) in stored order."""
         for path in sorted(self.folder.glob("clips-*.parquet")):

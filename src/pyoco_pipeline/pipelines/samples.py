@@ -24,8 +24,7 @@ class SampleSheet:
         self, folder: Path, store: ClipStore, embeddings: TextEmbeddings, prior: NoisePrior, num_frames: int
     ) -> None:
         self.folder, self.prior, self.embeddings = folder, prior, embeddings
-        split = "test" if store.manifest.counts.get("test") else "train"
-        self.captions = [item.caption for item in store.take(split, _NUM_CLIPS)]
+        self.captions = [item.caption for item in store.take(store.unseen_split, _NUM_CLIPS)]
         self.shape = (num_frames, *store.shape[1:])
 
     def __call__(self, step: int, denoise: Denoise) -> Path:

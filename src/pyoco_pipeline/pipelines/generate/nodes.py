@@ -35,8 +35,10 @@ def _prompts(generate: GenerateSettings, store: Any) -> list[tuple[str, dict[str
     if generate.prompts is not None:
         asked: list[tuple[str, dict[str, str]]] = [(caption, {}) for caption in generate.prompts]
     else:
-        split = "test" if store.manifest.counts.get("test") else "train"
-        asked = [(item.caption, item.clip.attributes) for item in store.take(split, generate.num_clips)]
+        asked = [
+            (item.caption, item.clip.attributes)
+            for item in store.take(store.unseen_split, generate.num_clips)
+        ]
     return [asked[i % len(asked)] for i in range(generate.num_clips)]
 
 

@@ -104,10 +104,9 @@ def _real(clips: Path, limit: int) -> list[Any]:
     from pyoco_pipeline.reporting.video_files import write_video
 
     store = ClipStore(clips)
-    split = "test" if store.manifest.counts.get("test") else "train"
     shown = []
     with tempfile.TemporaryDirectory() as folder:
-        for item in store.take(split, limit):
+        for item in store.take(store.unseen_split, limit):
             path = write_video(Path(folder) / "clip.webp", item.clip.video, store.manifest.fps)
             shown.append(ReportClip.from_file(path, item.caption))
     return shown
