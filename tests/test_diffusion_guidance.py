@@ -1,4 +1,4 @@
-"""Classifier-free guidance: the formula, the one call it makes, and what it does with conditions."""
+"""Classifier-free guidance: the formula, the one call it makes, conditions, and dynamic thresholding."""
 
 import math
 from typing import Any
@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from pyoco_pipeline.diffusion import ClassifierFreeGuidance
+from pyoco_pipeline.diffusion import ClassifierFreeGuidance, threshold_dynamically
 
 X = torch.randn(2, 1, 3, 4, 4, generator=torch.Generator().manual_seed(0))
 LABEL = torch.tensor([[3.0], [5.0]])
@@ -108,3 +108,67 @@ def test_scale_and_interval_are_checked_at_once() -> None:
     for interval in ((2.0, 1.0), (-1.0, 1.0), (1.0, 1.0), (math.nan, 1.0)):
         with pytest.raises(ValueError, match="interval is"):
             guidance(2.0, interval=interval)
+
+
+# Dynamic thresholding
+
+
+def ramp(top: float, values: int = 1000) -> Tensor:
+    """A clip (1, 1, 2, 5, 100) with |x0| at top/1000, 2 top/1000, … top, in some order, of both signs."""
+    magnitudes = top * torch.arange(1, values + 1) / values
+    signs = torch.where(torch.arange(values) % 2 == 0, 1.0, -1.0)
+    order = torch.randperm(values, generator=torch.Generator().manual_seed(1))
+    return (magnitudes * signs)[order].view(1, 1, 2, 5, 100)
+
+
+@pytest.mark.parametrize(("percentile", "s"), [(0.995, 3.98), (0.5, 2.0), (1.0, 4.0), (1e-9, 1.0)])
+def test_pixels_beyond_the_percentile_saturate_and_the_others_are_scaled(percentile: float, s: float) -> None:
+    x0 = ramp(4.0)
+    result = threshold_dynamically(x0, percentile)
+    torch.testing.assert_close(result, (x0 / s).clamp(-1, 1))
+    assert result.abs().max() == 1
+
+
+def test_a_clip_within_the_range_is_untouched() -> None:
+    x0 = ramp(1.0)
+    assert torch.equal(threshold_dynamically(x0, 0.9), x0)
+
+
+def test_few_pixels_beyond_the_range_are_clipped_without_scaling_the_others() -> None:
+    x0 = ramp(1.0)
+    x0[0, 0, 0, 0, :3] = 9.0
+    assert torch.equal(threshold_dynamically(x0, 0.99), x0.clamp(-1, 1))
+
+
+def test_every_clip_has_one_threshold_of_its_own_for_all_of_its_frames() -> None:
+    clips = torch.cat([ramp(1.0), ramp(4.0), ramp(0.5)])
+    clips[2, :, 0] *= 8  # one frame far out
+    together = threshold_dynamically(clips, 0.9)
+    for i in range(3):
+        assert torch.equal(together[i], threshold_dynamically(clips[i : i + 1], 0.9)[0])
+    inside = together[2].abs() < 1
+    ratio = (clips[2] / together[2])[inside]
+    torch.testing.assert_close(ratio, ratio[:1].expand_as(ratio))
+    assert ratio[0] > 1
+
+
+@pytest.mark.parametrize(
+    ("scale", "interval"), [(7.5, (0.0, math.inf)), (1.0, (0.0, math.inf)), (7.5, (2.0, 3.0))]
+)
+def test_the_result_is_thresholded_whether_guided_or_not(scale: float, interval: tuple[float, float]) -> None:
+    sigma = torch.ones(2)
+    plain = guidance(scale, interval=interval)(X, sigma, label=LABEL)
+    assert plain.abs().max() > 1
+    result = guidance(scale, interval=interval, dynamic_threshold=0.9)(X, sigma, label=LABEL)
+    torch.testing.assert_close(result, threshold_dynamically(plain, 0.9))
+    assert result.abs().max() == 1
+
+
+@pytest.mark.parametrize("percentile", [0.0, -0.1, 1.001, 99.5, math.nan])
+def test_a_percentile_out_of_range_is_refused(percentile: float) -> None:
+    for refused in (
+        lambda: guidance(2.0, dynamic_threshold=percentile),
+        lambda: threshold_dynamically(X, percentile),
+    ):
+        with pytest.raises(ValueError, match=r"dynamic_threshold is .*: expected a percentile in \(0, 1\]"):
+            refused()

@@ -12,7 +12,15 @@ import torch
 from test_noise import assert_covariance, generator, pixels_as_draws
 from torch import Tensor
 
-from pyoco_pipeline.diffusion import SOLVERS, Churn, karras_sigmas, sample, sample_euler, sample_heun
+from pyoco_pipeline.diffusion import (
+    SOLVERS,
+    Churn,
+    karras_sigmas,
+    sample,
+    sample_euler,
+    sample_heun,
+    solvers_with,
+)
 from pyoco_pipeline.noise import (
     CovarianceNoise,
     IIDNoise,
@@ -89,7 +97,7 @@ def test_heun_turns_noise_of_the_prior_into_the_data_covariance(prior: NoisePrio
     torch.testing.assert_close(covariance, DATA, rtol=0, atol=0.01 * 0.25)
 
 
-@pytest.mark.parametrize("solver", SOLVERS)
+@pytest.mark.parametrize("solver", sorted(SOLVERS.keys() - solvers_with("eta")))
 @pytest.mark.parametrize("prior", PRIORS, ids=repr)
 def test_sampled_clips_have_the_covariance_that_the_solver_maps_the_prior_to(
     prior: NoisePrior, solver: str
@@ -149,7 +157,7 @@ def test_a_denoiser_that_knows_the_clip_is_followed_to_it(solver: str) -> None:
 # Churn
 
 
-@pytest.mark.parametrize("solver", SOLVERS.values(), ids=SOLVERS.keys())
+@pytest.mark.parametrize("solver", [sample_euler, sample_heun])
 @pytest.mark.parametrize("prior", PRIORS, ids=repr)
 def test_churn_keeps_the_prior_covariance(prior: NoisePrior, solver: Callable[..., Tensor]) -> None:
     # With only noise to find, every step along dx/dσ = x/σ is exact, and x at σ = 1 a draw of the prior.
@@ -230,20 +238,6 @@ def test_churn_out_of_range_is_refused(options: dict[str, float]) -> None:
 # sample
 
 
-@pytest.mark.parametrize("churn", [Churn(), Churn(s_churn=10.0)], ids=["ode", "churn"])
-def test_a_sampled_clip_with_its_own_generator_does_not_depend_on_its_batch(churn: Churn) -> None:
-    prior, shape = ProgressiveNoise(2.0), (1, FRAMES, 4, 4)
-
-    def denoise(x: Tensor, sigma: Tensor) -> Tensor:
-        return x / (1 + sigma.view(-1, 1, 1, 1, 1) ** 2)
-
-    def clips(*seeds: int) -> Tensor:
-        generators = [generator(seed) for seed in seeds]
-        return sample(denoise, prior, (len(seeds), *shape), steps=4, churn=churn, generator=generators)
-
-    assert torch.equal(clips(0, 1, 2)[1], clips(1)[0])
-
-
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_conditions_reach_the_denoiser_and_the_result_has_the_dtype_asked_for(dtype: torch.dtype) -> None:
     def denoise(x: Tensor, sigma: Tensor, text: Tensor) -> Tensor:
@@ -268,6 +262,16 @@ def test_sampling_keeps_no_graph() -> None:
         ({"solver": "ddim"}, "solver is 'ddim': expected one of euler, heun"),
         ({"dtype": torch.bfloat16}, "dtype is torch.bfloat16"),
         ({"steps": 0}, "steps is 0"),
+        (
+            {"solver": "deis", "churn": Churn(s_churn=1.0)},
+            "churn is .* and solver deis, which has none: .* one of euler, heun",
+        ),
+        ({"solver": "euler_ancestral", "churn": FULL_CHURN}, "churn is .* and solver euler_ancestral"),
+        (
+            {"solver": "heun", "eta": 0.0},
+            r"eta is 0\.0 and solver heun, which has none: .* one of dpmpp_2m_sde, euler_ancestral",
+        ),
+        ({"solver": "dpmpp_2m_sde", "eta": 2.0}, r"eta is 2\.0"),
         ({"generator": [generator(0)]}, "generator holds 1: expected one, or 2"),
     ],
 )
@@ -276,7 +280,23 @@ def test_what_cannot_be_sampled_is_refused(options: dict[str, Any], message: str
         sample(only_noise, MixedNoise(1.0), (2, 1, 3, 2, 2), **options)
 
 
+@pytest.mark.parametrize("solver", SOLVERS.values(), ids=SOLVERS.keys())
 @pytest.mark.parametrize("sigmas", [[1.0], [1.0, 0.0, 0.0], [-1.0, 0.0], [math.nan, 0.0], [1.0, math.inf]])
-def test_a_solver_needs_positive_levels_but_for_the_last(sigmas: list[float]) -> None:
+def test_a_solver_needs_positive_levels_but_for_the_last(
+    sigmas: list[float], solver: Callable[..., Tensor]
+) -> None:
     with pytest.raises(ValueError, match="sigmas is"):
-        sample_heun(only_noise, torch.zeros(1, 1, 1, 1, 1), sigmas, prior=IIDNoise())
+        solver(only_noise, torch.zeros(1, 1, 1, 1, 1), sigmas, prior=IIDNoise())
+
+
+@pytest.mark.parametrize(
+    ("solver", "option"),
+    [(name, option) for option in ("churn", "eta") for name in sorted(SOLVERS.keys() - solvers_with(option))],
+)
+def test_an_option_that_a_solver_does_not_have_is_not_taken_for_a_condition(solver: str, option: str) -> None:
+    def denoise(x: Tensor, sigma: Tensor, **cond: Any) -> Tensor:
+        return x
+
+    x, options = torch.zeros(1, 1, 1, 1, 1), {option: 0.5}
+    with pytest.raises(ValueError, match=f"{option} is given: this solver has no such option"):
+        SOLVERS[solver](denoise, x, [1.0, 0.0], prior=IIDNoise(), **options)

@@ -20,13 +20,17 @@ class ClassifierFreeGuidance:
     null_cond:  what stands for "no condition": tensors (1, …) or (B, …). A condition that is absent here,
                 such as the low-resolution clip in super-resolution, is kept in both halves.
     interval:   (low, high): guide at low < σ <= high only (Kynkäänniemi et al., arXiv 2404.07724).
-    Raises ValueError on an infinite scale, an empty interval and, when called, a null that does not fit.
+    dynamic_threshold: the percentile of `threshold_dynamically`, which the result passes through at every σ, guided
+                or not; None: it doesn't. For pixels in [-1, 1], not for latents.
+    Raises ValueError on an infinite scale, an empty interval, a percentile outside (0, 1] and, when called, a null
+    that does not fit.
     """
 
     denoise: Denoise
     scale: float
     null_cond: Mapping[str, Tensor]
     interval: tuple[float, float] = (0.0, math.inf)
+    dynamic_threshold: float | None = None
 
     def __post_init__(self) -> None:
         if not math.isfinite(self.scale):
@@ -34,9 +38,15 @@ class ClassifierFreeGuidance:
         low, high = self.interval
         if not 0 <= low < high:
             raise ValueError(f"interval is {self.interval}: expected (low, high) with 0 <= low < high.")
+        if self.dynamic_threshold is not None:
+            _check_percentile(self.dynamic_threshold)
 
     def __call__(self, x: Tensor, sigma: Tensor, **cond: Any) -> Tensor:
         """The guided clean clip, shaped like x (B, C, T, H, W); sigma (B,), conditions batch-first."""
+        x0 = self._guided(x, sigma, cond)
+        return x0 if self.dynamic_threshold is None else threshold_dynamically(x0, self.dynamic_threshold)
+
+    def _guided(self, x: Tensor, sigma: Tensor, cond: dict[str, Any]) -> Tensor:
         if self.scale == 1:
             return self.denoise(x, sigma, **cond)
         low, high = self.interval
@@ -71,3 +81,25 @@ class ClassifierFreeGuidance:
                 f"or 1 in place of {batch}."
             )
         return torch.cat([value, null.to(value).expand_as(value)])
+
+
+def threshold_dynamically(x0: Tensor, percentile: float) -> Tensor:
+    """x0 clipped to [-s, s] and divided by s, into [-1, 1] (Imagen, Saharia et al., arXiv 2205.11487, sec. 2.3).
+
+    x0: clips (B, C, T, H, W) of pixels that belong in [-1, 1]; guidance at a high scale drives them out.
+    percentile: in (0, 1], else ValueError; s is this percentile of |x0|, but at least 1. It is that of a clip, not
+        of a frame, whose brightness would flicker; clips are independent of each other.
+    """
+    _check_percentile(percentile)
+    magnitudes = x0.abs().flatten(1)
+    # The k-th smallest: torch.quantile refuses more than 2^24 values.
+    rank = max(1, math.ceil(percentile * magnitudes.shape[1]))
+    s = per_clip(magnitudes.kthvalue(rank, dim=1).values.clamp(min=1), x0)
+    return x0.clamp(-s, s) / s
+
+
+def _check_percentile(percentile: float) -> None:
+    if not 0 < percentile <= 1:
+        raise ValueError(
+            f"dynamic_threshold is {percentile}: expected a percentile in (0, 1], such as 0.995."
+        )
