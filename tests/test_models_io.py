@@ -1,16 +1,19 @@
 """Model folders: lossless, readable by diffusers, and refused in one sentence when something is wrong with them."""
 
 import json
+import re
 import shutil
 
 import pytest
 import torch
+from architectures import NAMES, make
 from diffusers import AutoencoderKL, UNet2DConditionModel
 from safetensors.torch import load_file, save_file
 from tiny import make_unet, make_video_unet, stage_info
 
 from pyoco_pipeline.errors import UserError
 from pyoco_pipeline.models import (
+    inflate,
     load_image_model,
     load_stage_info,
     load_video_model,
@@ -181,6 +184,114 @@ def test_json_that_was_cut_short_is_refused(folder, name):
     with pytest.raises(UserError, match="is not JSON") as error:
         load_stage_info(folder), load_video_model(folder)
     one_sentence(error, path)
+
+
+@pytest.mark.parametrize("value", ["[]", "3", "null", '"text"'])
+@pytest.mark.parametrize("name", ["unet/config.json", "temporal.json"])
+def test_json_of_another_kind_is_refused(folder, name, value):
+    (folder / name).write_text(value)
+
+    with pytest.raises(UserError, match="not names with values") as error:
+        load_video_model(folder)
+    one_sentence(error, folder / name)
+
+
+def rewrite_json(path, **changes) -> None:
+    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+
+
+@pytest.mark.parametrize(
+    ("changes", "complaint"),
+    [
+        ({"flow": True}, "unknown key flow; it knows convolution, attention,"),
+        ({"convolution": 1}, r"inflate\.convolution=1 is not a possible value"),
+        ({"position": "learned"}, r"inflate\.position='learned'"),
+        ({"attention_levels": "all"}, r"inflate\.attention_levels='all'"),
+    ],
+)
+def test_options_of_inflation_that_are_none_are_refused(folder, changes, complaint):
+    rewrite_json(folder / "temporal.json", **changes)
+
+    with pytest.raises(UserError, match=complaint) as error:
+        load_video_model(folder)
+    one_sentence(error, folder / "temporal.json")
+
+
+@pytest.mark.parametrize("changes", [{"attention": False}, {"attention_levels": [1], "convolution": False}])
+def test_temporal_weights_of_other_options_are_refused(folder, changes):
+    rewrite_json(folder / "temporal.json", **changes)
+
+    with pytest.raises(UserError, match=r"temporal weights can't be loaded: .*Unexpected key") as error:
+        load_video_model(folder)
+    one_sentence(error, folder / "temporal.safetensors")
+
+
+def test_options_that_were_saved_before_there_were_more_mean_what_they_meant(saved, folder):
+    (folder / "temporal.json").write_text('{"convolution": true, "attention": true, "head_dim": 0}')
+
+    assert_same_weights(load_video_model(folder), saved[0])
+
+
+def test_a_setting_that_diffusers_would_drop_is_refused_by_its_name(folder):
+    rewrite_json(folder / "unet" / "config.json", motion_max_seq_length=32)
+
+    with pytest.raises(
+        UserError, match="has motion_max_seq_length=32, which is no setting of diffusers'"
+    ) as error:
+        load_video_model(folder)
+    one_sentence(error, folder / "unet" / "config.json")
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"down_block_types": ["DownBlock2D", "NoBlock2D"]},
+        {"block_out_channels": [8]},
+        {"block_out_channels": "wide"},
+        {"norm_num_groups": 3},
+        {"norm_num_groups": 0},
+        {"cross_attention_dim": [8, "x"]},
+    ],
+)
+def test_settings_that_make_no_network_are_refused(folder, changes):
+    rewrite_json(folder / "unet" / "config.json", **changes)
+
+    with pytest.raises(UserError, match="can't be loaded") as error:
+        load_video_model(folder)
+    one_sentence(error, folder / "unet")
+
+
+def test_weights_with_the_names_of_diffusers_first_attention_are_taken(tmp_path):
+    model = make("ddpm_cifar10")
+    save_image_model(model, tmp_path)
+    names = {
+        "group_norm": "group_norm",
+        "to_q": "query",
+        "to_k": "key",
+        "to_v": "value",
+        "to_out.0": "proj_attn",
+    }
+
+    def rename(tensors) -> None:
+        for key in [key for key in tensors if ".attentions." in key]:
+            block, name = re.fullmatch(r"(.*\.attentions\.\d+)\.(.*)\.\w+", key).groups()
+            tensors[f"{block}.{names[name]}.{key.rsplit('.', 1)[-1]}"] = tensors.pop(key)
+
+    rewrite(tmp_path / WEIGHTS, rename)
+
+    assert_same_weights(load_image_model(tmp_path), model)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_every_architecture_comes_back_with_its_whole_configuration(tmp_path, name):
+    model = inflate(make(name), position="relative", max_frames=4)
+    save_video_model(model, tmp_path)
+    loaded = load_video_model(tmp_path)
+
+    assert_same_weights(loaded, model)
+    for key, value in model.image_model.config.items():
+        if not key.startswith("_"):
+            assert json.dumps(loaded.image_model.config[key]) == json.dumps(value), key
 
 
 def test_an_image_model_is_not_taken_for_a_video_model(tmp_path):

@@ -8,6 +8,7 @@ from pydantic import Field, model_validator
 
 from pyoco_pipeline.training.settings import (
     NoiseSettings,
+    ParametrisationSettings,
     Positive,
     Seed,
     Settings,
@@ -80,26 +81,58 @@ class PretrainImageSettings(Settings):
 
     init: str  # shipped | scratch | a diffusers folder
     unet: UNetSettings  # used by scratch
+    # What the network predicts; None: what its folder says (stage.json, scheduler/), and EDM for scratch.
+    parametrisation: ParametrisationSettings | None = None
     sigma: SigmaSettings = SigmaSettings()
     sigma_data: float = Field(0.5, gt=0)
     train: TrainSettings
 
 
 class InflateSettings(Settings):
-    """Which temporal modules are put into the image model."""
+    """What is put into the image model: temporal modules, and inputs of its own."""
 
-    convolution: bool = True
-    attention: bool = True
-    head_dim: int = Field(0, ge=0)  # of temporal attention; 0: half of a block's width, at most 64
+    convolution: bool = True  # after every residual block
+    attention: bool = True  # after every attention block
+    # Downsampling levels that get it, 0 the finest; None: all.
+    attention_levels: Annotated[tuple[Annotated[int, Field(ge=0)], ...], Field(min_length=1)] | None = None
+    heads: int = Field(0, ge=0)  # of temporal attention; give this or head_dim or neither
+    head_dim: int = Field(0, ge=0)  # 0: what fits, up to half of a block's width and 64
+    position: Literal["rotary", "relative"] = "rotary"  # relative: learned, for up to max_frames
+    max_frames: int = Field(0, ge=0)  # longest clip with relative positions
+    concat_channels: int = Field(0, ge=0)  # of clips that are concatenated to the noisy one
+    noise_level: bool = False  # embed the level of noise augmentation
+    fps: bool = False  # embed the frame rate
     seed: Seed = 0
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        if self.heads and self.head_dim:
+            raise ValueError(f"heads={self.heads} and head_dim={self.head_dim}: give one of them")
+        if (self.position == "relative") != (self.max_frames > 0):
+            raise ValueError(
+                f"max_frames={self.max_frames} with position={self.position}: relative needs one above 0, rotary none"
+            )
+        return self
 
     def options(self) -> dict[str, Any]:
         """The keyword arguments of `inflate`."""
         return self.model_dump(exclude={"seed"})
 
 
+class LoraSettings(Settings):
+    """Low-rank additions to the image model's attention (LoRA): W + alpha/rank * B A."""
+
+    rank: Positive = 8
+    alpha: float = Field(8.0, gt=0, allow_inf_nan=False)
+
+
 class StageSettings(Settings):
     """One stage of the cascade."""
+
+    # Folder of a trained stage to start from, in place of the inflated model: for an expert, the shared model.
+    init: str | None = None
+    trainable: Literal["all", "temporal", "temporal+cross_attention", "lora"] = "all"
+    lora: LoraSettings = LoraSettings()  # of trainable: lora
 
     noise: NoiseSettings = NoiseSettings()
     sigma: SigmaSettings = SigmaSettings()
@@ -123,26 +156,60 @@ class ChurnSettings(Settings):
 
 
 class SamplerSettings(Settings):
-    """How clips are sampled (EDM, Algorithm 2 and eq. 5)."""
+    """How clips are sampled: solver, schedule (EDM, eq. 5) and guidance."""
 
-    solver: Literal["euler", "heun"] = "heun"
+    solver: Literal["euler", "heun", "dpmpp_2m", "dpmpp_3m", "dpmpp_2m_sde", "deis", "euler_ancestral"] = (
+        "heun"
+    )
     steps: Positive = 18
-    sigma_min: float = Field(0.002, gt=0)
-    sigma_max: float = Field(80.0, gt=0)
+    # None: the ends of what the model was trained on, for EDM 0.002 and 80.
+    sigma_min: float | None = Field(None, gt=0)
+    sigma_max: float | None = Field(None, gt=0)
     rho: float = Field(7.0, gt=0)
-    churn: ChurnSettings = ChurnSettings()
+    churn: ChurnSettings = ChurnSettings()  # of euler and heun
+    # Of dpmpp_2m_sde and euler_ancestral, the share of the SDE's noise; None: 1.
+    eta: float | None = Field(None, ge=0, le=1)
     guidance_scale: Annotated[float, Field(allow_inf_nan=False)] = 1.0  # 1: none
     guidance_interval: tuple[float, float] = (0.0, float("inf"))  # sigma
+    dynamic_threshold: float | None = Field(None, gt=0, le=1)  # percentile, of pixel models; None: none
 
     @model_validator(mode="after")
     def _ordered(self) -> Self:
-        if self.sigma_min >= self.sigma_max:
+        if self.sigma_min is not None and self.sigma_max is not None and self.sigma_min >= self.sigma_max:
             raise ValueError(f"sigma_min={self.sigma_min} is not below sigma_max={self.sigma_max}")
         low, high = self.guidance_interval
         if not 0 <= low < high:
             raise ValueError(
                 f"guidance_interval={self.guidance_interval} is not (low, high) with 0 <= low < high"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _options_of_the_solver(self) -> Self:
+        if self.churn.s_churn > 0 and self.solver not in ("euler", "heun"):
+            raise ValueError(
+                f"churn.s_churn={self.churn.s_churn} with solver={self.solver}, which has no churn: set it to 0, "
+                "or take euler or heun"
+            )
+        if self.eta is not None and self.solver not in ("dpmpp_2m_sde", "euler_ancestral"):
+            raise ValueError(
+                f"eta={self.eta} with solver={self.solver}, which injects no such noise: leave eta out, or take "
+                "dpmpp_2m_sde or euler_ancestral"
+            )
+        return self
+
+
+class ExpertSettings(Settings):
+    """A model for a range of noise levels (eDiff-I)."""
+
+    model: str | None = None  # folder of a trained stage; None: the stage that finetune_video trained
+    sigma_min: float = Field(0.0, ge=0)
+    sigma_max: float = Field(float("inf"), gt=0)
+
+    @model_validator(mode="after")
+    def _ordered(self) -> Self:
+        if self.sigma_min >= self.sigma_max:
+            raise ValueError(f"sigma_min={self.sigma_min} is not below sigma_max={self.sigma_max}")
         return self
 
 
@@ -154,12 +221,27 @@ class GenerateSettings(Settings):
     )
     num_clips: Positive  # prompts are repeated or cut to this many
     sampler: SamplerSettings = SamplerSettings()
+    experts: tuple[ExpertSettings, ...] = ()  # their ranges lie end to end; (): one model for all
+    keep_experts: Positive = 1  # how many are in memory at a time
     noise: NoiseSettings | None = None  # None: the prior that the model was trained with
     allow_other_prior: bool = False  # to sample with another prior than trained with
     batch_size: Positive = 16
     video_format: Literal["mp4", "webp"] = "mp4"
     num_videos: Positive = 12  # how many are written for people
     seed: Seed = 0
+
+
+LICENCE = r"[A-Za-z0-9][A-Za-z0-9.+_-]*"  # an identifier such as apache-2.0, openrail++
+
+
+class ExportSettings(Settings):
+    """What the exported folder holds beside the model."""
+
+    # auto: only the embedded one (88 MB), whose licence is known to allow it.
+    include_text_encoder: bool | Literal["auto"] = "auto"
+    include_captions: bool = True  # the captions that generate samples, with their embeddings
+    # Of the parent model, as the Hub spells it; None: as its own card says.
+    license: Annotated[str, Field(pattern=f"^{LICENCE}$")] | None = None
 
 
 class ReportSettings(Settings):

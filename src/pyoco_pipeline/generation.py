@@ -3,18 +3,28 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from pyoco_pipeline.config import GenerateSettings, SamplerSettings
+from pyoco_pipeline.config import ExpertSettings, GenerateSettings, SamplerSettings
 from pyoco_pipeline.data.batches import mix_seed, to_uint8
 from pyoco_pipeline.data.embeddings import Conditioning, TextEmbeddings
-from pyoco_pipeline.diffusion import Churn, ClassifierFreeGuidance, Denoise, EDMDenoiser, sample
+from pyoco_pipeline.diffusion import (
+    Churn,
+    ClassifierFreeGuidance,
+    Denoise,
+    Expert,
+    ExpertDenoiser,
+    sample,
+    sampling_range,
+)
 from pyoco_pipeline.errors import UserError
-from pyoco_pipeline.models import load_stage_info, load_video_model
+from pyoco_pipeline.models import StageInfo, load_stage_info, load_video_model
+from pyoco_pipeline.models.parametrisation import read_parametrisation
 from pyoco_pipeline.models.text import TextEncoder, text_encoder_folder
 from pyoco_pipeline.noise import NoisePrior, prior_from_config
 
@@ -33,7 +43,15 @@ def sample_batch(
     shape: (frames, height, width).
     """
     device = cond["encoder_hidden_states"].device
-    guided = ClassifierFreeGuidance(denoise, settings.guidance_scale, null, settings.guidance_interval)
+    try:
+        sigma_min, sigma_max = sampling_range(denoise, settings.sigma_min, settings.sigma_max)
+    except ValueError as error:
+        raise UserError(
+            f"generate.sampler does not fit the model: {error} Leave sigma_min and sigma_max out to sample all of them."
+        ) from error
+    guided = ClassifierFreeGuidance(
+        denoise, settings.guidance_scale, null, settings.guidance_interval, settings.dynamic_threshold
+    )
     conditions: dict[str, Any] = dict(cond)
     video = sample(
         guided,
@@ -41,10 +59,11 @@ def sample_batch(
         (len(seeds), 3, *shape),
         solver=settings.solver,
         steps=settings.steps,
-        sigma_min=settings.sigma_min,
-        sigma_max=settings.sigma_max,
+        sigma_min=sigma_min,
+        sigma_max=sigma_max,
         rho=settings.rho,
         churn=Churn(**settings.churn.model_dump()),
+        eta=settings.eta,
         generator=[torch.Generator(device).manual_seed(seed) for seed in seeds],
         device=device,
         **conditions,
@@ -63,8 +82,8 @@ def generate_clips(
 
     shape: (frames, height, width), that of the clips the model was trained on.
 
-    Raises UserError for a prior other than the model's unless that is asked for, for another text encoder, and for
-    another shape.
+    Raises UserError for a prior other than the model's unless that is asked for, for another text encoder, for another
+    shape, for noise levels that the model does not know, and for experts that do not fit together.
     """
     info = load_stage_info(model)
     if info.shape != shape:
@@ -79,9 +98,8 @@ def generate_clips(
             "run `finetune_video` anew, or set ingest.text_encoder back."
         )
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    network = load_video_model(model).eval().to(device)
-    denoise = EDMDenoiser(network, info.sigma_data)
-    cond = _conditioning(captions, embeddings)
+    denoise = open_denoiser(model, settings, device)
+    cond = caption_conditioning(captions, embeddings)
     for first in range(0, len(captions), settings.batch_size):
         places = range(first, min(first + settings.batch_size, len(captions)))
         batch = {key: value[places.start : places.stop].to(device) for key, value in cond.items()}
@@ -90,6 +108,61 @@ def generate_clips(
             yield from sample_batch(
                 denoise, prior, settings.sampler, batch, embeddings.null(device), info.shape, seeds
             ).cpu()
+
+
+def open_denoiser(model: Path, settings: GenerateSettings, device: torch.device) -> Denoise:
+    """The denoiser of the stage in folder `model`, or the ensemble of settings.experts, loaded as it is needed.
+
+    Raises UserError for experts with a gap or an overlap, trained on other noise levels than asked for, or with another
+    prior, shape or text encoder than the stage in `model`; and for a stage that is itself an expert, alone.
+    """
+    info = load_stage_info(model)
+    if not settings.experts:
+        if info.sigma_range != (0.0, None):
+            raise UserError(
+                f"{model} is an expert, {_trained_on(info)}: name it in generate.experts with those of the other "
+                "noise levels."
+            )
+        return _load_denoiser(model, device)
+    experts = []
+    for place, asked in enumerate(settings.experts):
+        folder = Path(asked.model) if asked.model else model
+        _check_expert(f"generate.experts[{place}]", folder, asked, info)
+        low, high = read_parametrisation(folder).sigma_limits
+        ends = max(low, asked.sigma_min), min(high, asked.sigma_max)
+        experts.append((*ends, partial(_load_denoiser, folder, device)))
+    try:
+        return ExpertDenoiser(
+            [Expert(low, high, load=load) for low, high, load in experts], keep=settings.keep_experts
+        )
+    except ValueError as error:
+        raise UserError(f"generate.experts: {error}") from error
+
+
+def _load_denoiser(folder: Path, device: torch.device) -> Denoise:
+    network = load_video_model(folder).eval().to(device)
+    return read_parametrisation(folder).denoiser(network, load_stage_info(folder).sigma_data)
+
+
+def _check_expert(key: str, folder: Path, asked: ExpertSettings, stage: StageInfo) -> None:
+    info = load_stage_info(folder)
+    for name in ("noise", "shape", "text_encoder_sha256"):
+        ours, theirs = getattr(info, name), getattr(stage, name)
+        if ours != theirs:
+            raise UserError(
+                f"{key} is {folder} with {name}={ours}, the stage of finetune_video has {theirs}: experts of one "
+                "ensemble are trained alike."
+            )
+    low, high = info.sigma_range
+    if asked.sigma_min < low or (high is not None and asked.sigma_max > high):
+        raise UserError(
+            f"{key} asks {folder} for sigma {asked.sigma_min:g} to {asked.sigma_max:g}, it was {_trained_on(info)}."
+        )
+
+
+def _trained_on(info: StageInfo) -> str:
+    low, high = info.sigma_range
+    return f"trained on sigma {low:g} to {'inf' if high is None else f'{high:g}'}"
 
 
 def sampling_prior(trained: NoisePrior, settings: GenerateSettings) -> NoisePrior:
@@ -103,7 +176,7 @@ def sampling_prior(trained: NoisePrior, settings: GenerateSettings) -> NoisePrio
     return asked
 
 
-def _conditioning(captions: Sequence[str], embeddings: TextEmbeddings) -> Conditioning:
+def caption_conditioning(captions: Sequence[str], embeddings: TextEmbeddings) -> Conditioning:
     """Embeddings from ingest where it made them; of new captions from the same encoder."""
     new = embeddings.unknown(captions)
     if not new:

@@ -1,18 +1,21 @@
 """Model folders: safetensors and JSON in diffusers' own layout; nothing is pickled.
 
 <folder>/unet/{config.json, diffusion_pytorch_model.safetensors}    the image UNet, loadable by diffusers
-<folder>/temporal.safetensors, temporal.json                       only for a video model
+<folder>/temporal.safetensors, temporal.json                       only for a video model: modules, options
+<folder>/conditioning.safetensors                                  only where numbers are embedded
+<folder>/lora.safetensors, lora.json                               only with low-rank additions, which unet/ is without
 <folder>/stage.json                                                what the weights were trained for
 """
 
 from __future__ import annotations
 
 import hashlib
+import inspect
 import json
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from textwrap import shorten
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from diffusers import UNet2DConditionModel, UNet2DModel
@@ -20,9 +23,16 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from pyoco_pipeline.errors import UserError
-from pyoco_pipeline.models.inflation import ImageUNet, VideoUNet, inflate, options_dict
+from pyoco_pipeline.models.frame_by_frame import ImageUNet
+from pyoco_pipeline.models.inflation import VideoUNet, options_dict
+from pyoco_pipeline.models.inflation_options import InflationOptions
+from pyoco_pipeline.models.trainable import LoraOptions, add_lora, lora_options, lora_state, without_lora
+
+Options = TypeVar("Options", InflationOptions, LoraOptions)
 
 _CLASSES = {"UNet2DModel": UNet2DModel, "UNet2DConditionModel": UNet2DConditionModel}
+# Of files that are not what they should be, and of settings that diffusers can't build a network from.
+_UNLOADABLE = (OSError, SafetensorError, RuntimeError, ValueError, TypeError, LookupError, ArithmeticError)
 
 
 @dataclass(frozen=True)
@@ -30,7 +40,9 @@ class StageInfo:
     """What weights were trained for, kept beside them; sampling and resuming are checked against it.
 
     noise: the prior's configuration, {"name": ..., "alpha": ...}; shape: (frames, height, width); sigma_data: of the
-    EDM parametrisation; data_sha256: of the clips; text_encoder_sha256: of the encoder whose embeddings condition it.
+    loss, and of EDM's parametrisation; data_sha256: of the clips; text_encoder_sha256: of the encoder whose embeddings
+    condition it; parametrisation: its configuration, {"kind": ...}; sigma_range: the noise levels that an expert was
+    trained on, None for infinity; autoencoder_sha256: of the one whose latents it was trained on, None for pixels.
     """
 
     stage: str
@@ -43,6 +55,9 @@ class StageInfo:
     seed: int
     torch: str  # version
     device: str  # name
+    parametrisation: dict[str, Any] = field(default_factory=lambda: {"kind": "edm"})
+    sigma_range: tuple[float, float | None] = (0.0, None)
+    autoencoder_sha256: str | None = None
 
 
 def sha256_of(path: Path) -> str:
@@ -63,24 +78,41 @@ def load_image_model(folder: str | Path) -> ImageUNet:
         raise UserError(
             f"{folder} is not a diffusers model folder: neither config.json nor unet/config.json is in it."
         )
-    name = _read_json(config).get("_class_name")
-    if name not in _CLASSES:
-        raise UserError(f"{config} is of class {name}; one of {', '.join(_CLASSES)} is needed.")
+    return load_network(unet, _CLASSES)
+
+
+def load_network(folder: Path, classes: dict[str, Any]) -> Any:
+    """Load the diffusers network in `folder`, of the class among `classes` that its config.json names.
+
+    Raises UserError for another class, for a key that the class does not know, and for weights that do not fit.
+    """
+    config = folder / "config.json"
+    content = read_json(config)
+    name = content.get("_class_name")
+    if name not in classes:
+        needed = f"one of {', '.join(classes)}" if len(classes) > 1 else next(iter(classes))
+        raise UserError(f"{config} is of class {name}; {needed} is needed.")
+    known = inspect.signature(classes[name].__init__).parameters
+    for key, value in content.items():  # diffusers would leave the key out and go on
+        if not key.startswith("_") and key not in known and value is not None:
+            raise UserError(
+                f"{config} has {key}={value!r}, which is no setting of diffusers' {name}: remove it."
+            )
     try:
-        model, info = _CLASSES[name].from_pretrained(
-            unet,
+        model, info = classes[name].from_pretrained(
+            folder,
             use_safetensors=True,
             local_files_only=True,
             output_loading_info=True,
             low_cpu_mem_usage=False,
         )
-    except (OSError, SafetensorError, RuntimeError, ValueError) as error:
-        raise UserError(f"{unet}: the weights can't be loaded: {_in_one_line(error)}") from error
+    except _UNLOADABLE as error:
+        raise UserError(f"{folder}: the weights can't be loaded: {_in_one_line(error)}") from error
     problems = {key: value for key, value in info.items() if key != "error_msgs" and value}
     if problems:
         key, names = next(iter(problems.items()))
         raise UserError(
-            f"{unet}: {len(names)} {key.replace('_', ' ')} in the weights, first {next(iter(names))}."
+            f"{folder}: {len(names)} {key.replace('_', ' ')} in the weights, first {next(iter(names))}."
         )
     return model
 
@@ -96,12 +128,20 @@ def save_image_model(model: ImageUNet, folder: str | Path, info: StageInfo | Non
 
 
 def save_video_model(model: VideoUNet, folder: str | Path, info: StageInfo | None = None) -> None:
-    """Write a video model into `folder`; `load_video_model` gives it back bit for bit."""
+    """Write a video model into `folder`; `load_video_model` gives it back bit for bit.
+
+    Low-rank additions are kept beside the weights, not merged into them, so that nothing is rounded and `unet/` stays
+    the image model that they were trained on. `merge_lora` merges them.
+    """
     folder = Path(folder)
-    save_image_model(model.image_model, folder, info)
-    save_file({key: value.contiguous() for key, value in model.temporal.state_dict().items()},
-              folder / "temporal.safetensors")  # fmt: skip
-    (folder / "temporal.json").write_text(json.dumps(options_dict(model), indent=2) + "\n")
+    with without_lora(model):
+        save_image_model(model.image_model, folder, info)
+    _save_weights(folder / "temporal.safetensors", model.temporal.state_dict())
+    _save_options(folder / "temporal.json", options_dict(model))
+    _save_weights(folder / "conditioning.safetensors", model.conditioning.state_dict())
+    lora = lora_options(model)
+    _save_weights(folder / "lora.safetensors", lora_state(model))
+    _save_options(folder / "lora.json", asdict(lora) if lora else None)
 
 
 def load_video_model(folder: str | Path) -> VideoUNet:
@@ -110,13 +150,68 @@ def load_video_model(folder: str | Path) -> VideoUNet:
     options = folder / "temporal.json"
     if not options.is_file():
         raise UserError(f"{folder} holds no video model: temporal.json is missing. Run `inflate` first.")
-    model = inflate(load_image_model(folder), **_read_json(options))
-    weights = folder / "temporal.safetensors"
-    try:
-        model.temporal.load_state_dict(load_file(weights))
-    except (OSError, SafetensorError, RuntimeError) as error:
-        raise UserError(f"{weights}: the temporal weights can't be loaded: {_in_one_line(error)}") from error
+    model = VideoUNet(load_image_model(folder), _read_options(options, InflationOptions))
+    _load_weights(folder / "temporal.safetensors", model.temporal, "temporal")
+    extra = folder / "conditioning.safetensors"
+    if model.conditioning or extra.exists():
+        _load_weights(extra, model.conditioning, "conditioning")
+    if (folder / "lora.json").exists():
+        add_lora(model, _read_options(folder / "lora.json", LoraOptions))
+        _load_lora(folder / "lora.safetensors", model)
+    elif (folder / "lora.safetensors").exists():
+        raise UserError(
+            f"{folder / 'lora.safetensors'} is there without lora.json, which says rank and alpha."
+        )
     return model
+
+
+def _save_weights(path: Path, state: dict[str, torch.Tensor]) -> None:
+    if state or path.name == "temporal.safetensors":
+        save_file({key: value.contiguous() for key, value in state.items()}, path)
+    else:
+        path.unlink(missing_ok=True)  # of a model that was saved there before
+
+
+def _save_options(path: Path, options: dict[str, Any] | None) -> None:
+    if options is not None:
+        path.write_text(json.dumps(options, indent=2) + "\n")
+    else:
+        path.unlink(missing_ok=True)
+
+
+def _read_options(path: Path, kind: type[Options]) -> Options:
+    content = read_json(path)
+    names = [field.name for field in fields(kind)]
+    unknown = sorted(content.keys() - set(names))
+    if unknown:
+        raise UserError(f"{path} has the unknown key {unknown[0]}; it knows {', '.join(names)}.")
+    try:
+        return kind(**content)
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from error
+
+
+def _load_weights(path: Path, module: torch.nn.Module, kind: str) -> None:
+    try:
+        module.load_state_dict(load_file(path))
+    except _UNLOADABLE as error:
+        raise UserError(f"{path}: the {kind} weights can't be loaded: {_in_one_line(error)}") from error
+
+
+def _load_lora(path: Path, model: VideoUNet) -> None:
+    own = lora_state(model)
+    try:
+        stored = load_file(path)
+        for word, names in (
+            ("Missing", own.keys() - stored.keys()),
+            ("Unexpected", stored.keys() - own.keys()),
+        ):
+            if names:
+                raise RuntimeError(f"{word} key: {min(names)}")
+        with torch.no_grad():
+            model.image_model.load_state_dict(stored, strict=False)
+    except _UNLOADABLE as error:
+        raise UserError(f"{path}: the LoRA weights can't be loaded: {_in_one_line(error)}") from error
 
 
 def load_stage_info(folder: str | Path) -> StageInfo:
@@ -126,8 +221,9 @@ def load_stage_info(folder: str | Path) -> StageInfo:
         raise UserError(
             f"{folder} does not say what it was trained for: stage.json is missing. Train the stage first."
         )
-    content = _read_json(path)
-    return StageInfo(**(content | {"shape": tuple(content["shape"])}))
+    content = read_json(path)
+    tuples: dict[str, Any] = {key: tuple(content[key]) for key in ("shape", "sigma_range") if key in content}
+    return StageInfo(**(content | tuples))
 
 
 def _save_info(folder: Path, info: StageInfo | None) -> None:
@@ -135,13 +231,17 @@ def _save_info(folder: Path, info: StageInfo | None) -> None:
         (folder / "stage.json").write_text(json.dumps(asdict(info), indent=2) + "\n")
 
 
-def _read_json(path: Path) -> dict[str, Any]:
+def read_json(path: Path) -> dict[str, Any]:
+    """The content of a JSON file of names with values; UserError where it is something else."""
     try:
-        return json.loads(path.read_text())
+        content = json.loads(path.read_text())
     except ValueError as error:
         raise UserError(
             f"{path} is not JSON ({error}): it was cut short or edited; write it anew."
         ) from error
+    if not isinstance(content, dict):
+        raise UserError(f"{path} holds a {type(content).__name__}, not names with values: write it anew.")
+    return content
 
 
 def _in_one_line(error: Exception) -> str:

@@ -8,8 +8,10 @@ clip of many agree.
 from __future__ import annotations
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
+
+from pyoco_pipeline.models.fast import GroupNormSiLU, lower
+from pyoco_pipeline.models.fused import attend_over_frames
 
 
 class TemporalConv(nn.Module):
@@ -17,13 +19,14 @@ class TemporalConv(nn.Module):
 
     def __init__(self, channels: int, groups: int) -> None:
         super().__init__()
-        self.norm = nn.GroupNorm(groups, channels)  # frames lie on the batch axis: statistics per frame
+        self.norm = GroupNormSiLU(groups, channels)  # frames lie on the batch axis: statistics per frame
         self.conv = nn.Conv2d(channels, channels, kernel_size=(3, 1), padding=(1, 0))
         nn.init.zeros_(self.conv.weight)
         nn.init.zeros_(self.conv.bias)  # type: ignore[arg-type]
 
     def forward(self, x: Tensor, num_frames: int) -> Tensor:
-        h = F.silu(self.norm(x))
+        x = lower(x)
+        h = self.norm(x)
         # As a (3, 1) convolution over (T, H*W) this is a view of channels-last data, not a copy.
         h = h.permute(0, 2, 3, 1).reshape(-1, num_frames, x.shape[2] * x.shape[3], x.shape[1])
         h = self.conv(h.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
@@ -44,20 +47,22 @@ class TemporalAttention(nn.Module):
 
     def forward(self, x: Tensor, num_frames: int) -> Tensor:
         _, channels, height, width = x.shape
-        h = x.permute(0, 2, 3, 1).reshape(-1, num_frames, height * width, channels)
-        h = self.norm(h.transpose(1, 2))  # (B, HW, T, C)
-        qkv = self.to_qkv(h).reshape(-1, num_frames, 3, channels // self.head_dim, self.head_dim)
-        q, k, v = qkv.permute(2, 0, 3, 1, 4)  # each (B*HW, heads, T, head_dim)
-        h = F.scaled_dot_product_attention(rotate(q), rotate(k), v)
-        h = self.to_out(h.transpose(1, 2).reshape(-1, height * width, num_frames, channels))
-        return x + h.transpose(1, 2).reshape(x.shape[0], height, width, channels).permute(0, 3, 1, 2)
+        h = self.norm(lower(x).permute(0, 2, 3, 1)).reshape(-1, num_frames, height * width, channels)
+        qkv = self.to_qkv(h).unflatten(-1, (3, channels // self.head_dim, self.head_dim))
+        q, k, v = qkv.unbind(3)  # each (B, T, HW, heads, head_dim)
+        h = self.to_out(self.attend(q, k, v).flatten(-2))
+        return x + h.reshape(x.shape[0], height, width, channels).permute(0, 3, 1, 2)
+
+    def attend(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        """Attention over T with positions; q, k, v and the result (B, T, HW, heads, head_dim)."""
+        return attend_over_frames(rotate(q), rotate(k), v)
 
 
 def rotate(x: Tensor) -> Tensor:
-    """Rotary position embedding over the second last axis; x: (..., T, D) with D even."""
-    frames, dim = x.shape[-2:]
+    """Rotary position embedding over T; x: (B, T, HW, heads, D) with D even."""
+    frames, dim = x.shape[1], x.shape[-1]
     frequency = 100.0 ** (-torch.arange(0, dim, 2, device=x.device, dtype=torch.float32) / dim)
     angle = torch.arange(frames, device=x.device, dtype=torch.float32)[:, None] * frequency
-    cos, sin = angle.cos().to(x.dtype), angle.sin().to(x.dtype)
+    cos, sin = (f.to(x.dtype)[:, None, None, :] for f in (angle.cos(), angle.sin()))
     even, odd = x[..., 0::2], x[..., 1::2]
     return torch.stack((even * cos - odd * sin, even * sin + odd * cos), dim=-1).flatten(-2)

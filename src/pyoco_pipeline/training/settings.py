@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 if TYPE_CHECKING:  # settings are read when pipelines are listed, which must not cost the import of torch
+    from pyoco_pipeline.diffusion import Parametrisation
     from pyoco_pipeline.noise import NoisePrior
 
 
@@ -53,10 +54,66 @@ class NoiseSettings(Settings):
 
 
 class SigmaSettings(Settings):
-    """Law of the noise levels in training: ln(sigma) ~ N(mean, std^2) (EDM, table 1: P_mean, P_std)."""
+    """Law of the noise levels in training: ln(sigma) ~ N(mean, std^2) (EDM, table 1: P_mean, P_std).
+
+    An expert denoiser (eDiff-I) trains on those from min to max only.
+    """
 
     mean: Annotated[float, Field(allow_inf_nan=False)] = -1.2
     std: float = Field(1.2, gt=0)
+    min: float = Field(0.0, ge=0)  # sigma
+    max: float = Field(math.inf, gt=0)
+
+    @model_validator(mode="after")
+    def _range(self) -> Self:
+        if self.min >= self.max:
+            raise ValueError(f"min={self.min} is not below max={self.max}")
+        return self
+
+    def identity(self) -> dict[str, float]:
+        """What decides the resulting weights; the range only where there is one, so that runs from before it go on."""
+        whole = {name for name, end in (("min", 0.0), ("max", math.inf)) if getattr(self, name) == end}
+        return self.model_dump(exclude=whole)
+
+
+class ParametrisationSettings(Settings):
+    """What a pretrained network predicts, for a folder that does not say it; the keys of diffusers' schedulers."""
+
+    kind: Literal["edm", "epsilon", "v_prediction", "sample"]
+    num_train_timesteps: int = Field(1000, ge=2)
+    beta_schedule: Literal["linear", "scaled_linear", "squaredcos_cap_v2"] | None = None  # of all but edm
+    beta_start: float | None = None  # of linear and scaled_linear
+    beta_end: float | None = None
+    rescale_betas_zero_snr: bool = False
+    learned_variance: bool = False
+
+    @model_validator(mode="after")
+    def _whole_schedule(self) -> Self:
+        schedule = self.model_fields_set - {"kind"}
+        if self.kind == "edm":
+            if schedule:
+                raise ValueError(f"kind=edm takes no schedule, found {', '.join(sorted(schedule))}")
+            return self
+        if self.beta_schedule is None:
+            raise ValueError(f"kind={self.kind} needs a beta_schedule, that of the network's training")
+        ends = None not in (self.beta_start, self.beta_end)
+        if self.beta_schedule != "squaredcos_cap_v2" and not ends:
+            raise ValueError(f"beta_schedule={self.beta_schedule} needs beta_start and beta_end")
+        if ends and not 0 < self.beta_start <= self.beta_end < 1:  # type: ignore[operator]
+            raise ValueError(
+                f"beta_start={self.beta_start} and beta_end={self.beta_end} are not 0 < start <= end < 1"
+            )
+        if self.kind == "epsilon" and self.rescale_betas_zero_snr:
+            raise ValueError(
+                "rescale_betas_zero_snr needs kind=v_prediction or sample: epsilon is blind there"
+            )
+        return self
+
+    def parametrisation(self) -> Parametrisation:
+        """The parametrisation itself."""
+        from pyoco_pipeline.diffusion import EDM, Discrete
+
+        return EDM() if self.kind == "edm" else Discrete(**self.model_dump(exclude_none=True))
 
 
 class TrainSettings(Settings):
@@ -77,6 +134,9 @@ class TrainSettings(Settings):
     precision: Literal["auto", "float32", "bf16"] = "auto"  # auto: bf16 on a GPU, float32 on a CPU
     channels_last: bool = True
     compile: bool = False
+    gradient_checkpointing: bool = (
+        False  # compute activations again in the backward pass: less memory, more time
+    )
     image_share: Share = 0.0  # share of steps on images, as clips of one frame
     caption_dropout: Share = 0.1  # share of captions replaced by the empty one
     log_every: Positive = 10  # steps

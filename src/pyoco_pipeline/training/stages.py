@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import platform
 from collections.abc import Callable
 from dataclasses import replace
@@ -13,20 +14,24 @@ from pyoco_pipeline.config import PretrainImageSettings, StageSettings
 from pyoco_pipeline.data.batches import ClipBatches
 from pyoco_pipeline.data.clips import ClipStore
 from pyoco_pipeline.data.embeddings import TextEmbeddings
-from pyoco_pipeline.diffusion import Denoise
+from pyoco_pipeline.diffusion import EDM, Denoise, Parametrisation, parametrisation_from_config
 from pyoco_pipeline.errors import UserError
 from pyoco_pipeline.models import (
     FrameByFrame,
+    LoraOptions,
     StageInfo,
     VideoUNet,
+    choose_trainable,
     load_image_model,
     load_video_model,
     save_image_model,
     save_video_model,
 )
-from pyoco_pipeline.models.inflation import ImageUNet
+from pyoco_pipeline.models.frame_by_frame import ImageUNet
 from pyoco_pipeline.models.io import weights_sha256
+from pyoco_pipeline.models.parametrisation import check_channels, read_parametrisation, save_scheduler
 from pyoco_pipeline.models.scratch import build_image_unet
+from pyoco_pipeline.models.shipped import FOLDER as SHIPPED
 from pyoco_pipeline.models.shipped import load_shipped
 from pyoco_pipeline.noise import IIDNoise
 from pyoco_pipeline.training.checkpoint import History, mark_finished
@@ -47,10 +52,14 @@ def train_image_model(
     model = _image_model(settings, store, embeddings)
     _check_text_width(model, embeddings)
     run = settings.train.model_copy(update={"image_share": 1.0})
-    objective = Objective(IIDNoise(), settings.sigma, settings.sigma_data)
+    parametrisation = _image_parametrisation(settings)
+    check_channels(parametrisation, model, settings.init, model.config["in_channels"])
+    objective = Objective(IIDNoise(), settings.sigma, settings.sigma_data, parametrisation)
     info = _stage_info("image", objective, store, embeddings, run)
+    network = FrameByFrame(model)
+    _speed_up(network, run)
     history = train(
-        FrameByFrame(model),
+        network,
         _batches(store, embeddings, run),
         objective,
         run,
@@ -71,10 +80,20 @@ def train_video_model(
     checkpoints: Path,
     validate: Validate | None = None,
 ) -> tuple[VideoUNet, StageInfo, History]:
-    """Fine-tune the inflated model in `init` on clips, and on frames as one-frame clips, with correlated noise."""
+    """Fine-tune the inflated model in `init` on clips, and on frames as one-frame clips, with correlated noise.
+
+    With settings.init, the model of that stage instead.
+    """
+    init = Path(settings.init) if settings.init else init
+    parametrisation = read_parametrisation(init)
     model = load_video_model(init)
     _check_text_width(model.image_model, embeddings)
-    objective = Objective(settings.noise.prior(), settings.sigma, settings.sigma_data)
+    with torch.random.fork_rng():
+        torch.manual_seed(settings.train.seed)
+        choose_trainable(model, settings.trainable, LoraOptions(**settings.lora.model_dump()))
+    _check_images_train(model, settings)
+    _speed_up(model, settings.train)
+    objective = Objective(settings.noise.prior(), settings.sigma, settings.sigma_data, parametrisation)
     info = _stage_info(stage, objective, store, embeddings, settings.train)
     history = train(
         model,
@@ -95,6 +114,7 @@ def keep_model(folder: Path, model: ImageUNet | VideoUNet, info: StageInfo, chec
         save_video_model(model, folder, info)
     else:
         save_image_model(model, folder, info)
+    save_scheduler(folder, parametrisation_from_config(info.parametrisation))
     mark_finished(checkpoints)
 
 
@@ -112,6 +132,20 @@ def _image_model(settings: PretrainImageSettings, store: ClipStore, embeddings: 
     return load_image_model(settings.init)
 
 
+def _image_parametrisation(settings: PretrainImageSettings) -> Parametrisation:
+    asked = settings.parametrisation.parametrisation() if settings.parametrisation else None
+    if settings.init == "scratch":
+        return asked or EDM()
+    return read_parametrisation(SHIPPED if settings.init == "shipped" else settings.init, asked)
+
+
+def _speed_up(network: FrameByFrame, train: TrainSettings) -> None:
+    if train.gradient_checkpointing:
+        network.checkpoint_gradients()
+    if train.compile:
+        network.compile_blocks()
+
+
 def _check_text_width(model: ImageUNet, embeddings: TextEmbeddings) -> None:
     # A model that projects its text first (DeepFloyd IF) has the encoder's width as encoder_hid_dim.
     width = model.config.get("encoder_hid_dim") or model.config.get("cross_attention_dim")
@@ -123,6 +157,17 @@ def _check_text_width(model: ImageUNet, embeddings: TextEmbeddings) -> None:
         raise UserError(
             f"the image model expects text tokens of width {width}, those of {embeddings.folder} have "
             f"{embeddings.dim}: set ingest.text_encoder to the encoder it was trained with."
+        )
+
+
+def _check_images_train(model: VideoUNet, settings: StageSettings) -> None:
+    only_clips = ("temporal.", "conditioning.fps.")
+    if settings.train.image_share > 0 and not any(
+        p.requires_grad and not name.startswith(only_clips) for name, p in model.named_parameters()
+    ):
+        raise UserError(
+            f"trainable={settings.trainable} trains nothing on images, which bypass the temporal modules, but "
+            f"train.image_share={settings.train.image_share}: set it to 0."
         )
 
 
@@ -151,6 +196,8 @@ def _stage_info(
         seed=train.seed,
         torch=torch.__version__,
         device=torch.cuda.get_device_name() if torch.cuda.is_available() else platform.machine(),
+        parametrisation=objective.parametrisation.config(),
+        sigma_range=(objective.sigma.min, None if math.isinf(objective.sigma.max) else objective.sigma.max),
     )
 
 
@@ -160,9 +207,14 @@ def _identity(
     settings: PretrainImageSettings | StageSettings,
     embeddings: TextEmbeddings,
 ) -> dict[str, object]:
-    return {
+    # Left out where everything is trained, so that runs from before there was a choice go on.
+    trainable = getattr(settings, "trainable", "all")
+    chosen: dict[str, object] = {} if trainable == "all" else {"trainable": trainable}
+    if info.parametrisation != EDM().config():
+        chosen["parametrisation"] = info.parametrisation
+    return chosen | {
         "noise": info.noise,
-        "sigma": settings.sigma.model_dump(),
+        "sigma": settings.sigma.identity(),
         "sigma_data": info.sigma_data,
         "data_sha256": info.data_sha256,
         "text_encoder_sha256": info.text_encoder_sha256,

@@ -12,7 +12,7 @@ import signal
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from pyoco_pipeline.data.batches import Batch, ClipBatches, mix_seed
-from pyoco_pipeline.diffusion import Denoise, EDMDenoiser, LogNormalSigma, edm_loss
+from pyoco_pipeline.diffusion import EDM, Denoise, LogNormalSigma, Parametrisation, edm_loss
 from pyoco_pipeline.errors import UserError
 from pyoco_pipeline.noise import NoisePrior
 from pyoco_pipeline.training.checkpoint import (
@@ -43,25 +43,47 @@ metrics_logger = logging.getLogger("pyoco_pipeline.metrics")
 
 @dataclass(frozen=True)
 class Objective:
-    """What a stage minimises: EDM's loss with noise of `prior` at levels of `sigma`."""
+    """What a stage minimises: EDM's loss with noise of `prior` at levels of `sigma`, which the network knows.
+
+    Raises UserError where `sigma` has no level that it knows.
+    """
 
     prior: NoisePrior
     sigma: SigmaSettings
     sigma_data: float = 0.5
+    parametrisation: Parametrisation = field(default_factory=EDM)
+
+    def __post_init__(self) -> None:
+        try:
+            self.law()
+        except ValueError as error:
+            low, high = self.parametrisation.sigma_limits
+            raise UserError(
+                f"sigma has no noise level from {low:g} to {high:g}, which the network knows: {error}"
+            ) from error
+
+    def law(self) -> LogNormalSigma:
+        """The law of the noise levels: within the range that is asked for, and that the network knows."""
+        low, high = self.parametrisation.sigma_limits
+        return LogNormalSigma(
+            self.sigma.mean, self.sigma.std, max(low, self.sigma.min), min(high, self.sigma.max)
+        )
+
+    def denoiser(self, network: nn.Module) -> Denoise:
+        """The network's denoiser."""
+        return self.parametrisation.denoiser(network, self.sigma_data)
 
     def draw(self, x0: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
         """Noise levels (B,) and noise (B, C, T, H, W) for clean clips.
 
         A clip of one frame has the prior's marginal, N(0, I): images share no noise with each other.
         """
-        law = LogNormalSigma(self.sigma.mean, self.sigma.std)
-        sigma = law.sample(len(x0), generator=generator, device=x0.device)
+        sigma = self.law().sample(len(x0), generator=generator, device=x0.device)
         return sigma, self.prior.sample(x0.shape, generator=generator, device=x0.device)
 
     def loss(self, network: nn.Module, batch: Batch, sigma: Tensor, noise: Tensor) -> Tensor:
         """Mean loss over a batch."""
-        denoise = EDMDenoiser(network, self.sigma_data)
-        return edm_loss(denoise, batch.x0, noise, sigma, self.sigma_data, **batch.cond).mean()
+        return edm_loss(self.denoiser(network), batch.x0, noise, sigma, self.sigma_data, **batch.cond).mean()
 
 
 def train(
@@ -122,7 +144,7 @@ class _Run:
             lr=settings.learning_rate,
             betas=(0.9, settings.beta2),
             weight_decay=settings.weight_decay,
-            fused=self.device.type == "cuda",
+            fused=self.device.type == "cuda",  # on a CPU fused steps are not the same after a resume
         )
         self.history: History = []
         self.step = 0  # steps done
@@ -131,8 +153,6 @@ class _Run:
     def run(self) -> History:
         self._resume()
         self.model, self.prepared = self.accelerator.prepare(self.network, self.optimizer)
-        if self.settings.compile:
-            self.model = torch.compile(self.model, dynamic=False)
         with self._signals(), self._progress() as bar:
             self._loop(bar)
         self._sample()
@@ -275,7 +295,7 @@ class _Run:
         self.ema.swap(self.network)
         self.network.eval()
         with self.accelerator.autocast(), torch.no_grad():
-            picture = self.validate(self.step, EDMDenoiser(self.network, self.objective.sigma_data))
+            picture = self.validate(self.step, self.objective.denoiser(self.network))
         self.network.train()
         self.ema.swap(self.network)
         if picture is not None:

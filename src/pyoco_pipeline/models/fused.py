@@ -1,0 +1,63 @@
+"""Group norm with SiLU, and attention over frames, each in one pass over channels-last data: Triton on a CUDA GPU.
+
+Elsewhere the same functions are made of torch's own operations. Shapes: N images, P positions, C channels; B clips,
+T frames, H heads of D channels.
+"""
+
+from __future__ import annotations
+
+from importlib.util import find_spec
+
+import torch.nn.functional as F
+from torch import Tensor
+
+# Torch's CUDA builds bring it.
+HAS_TRITON = find_spec("triton") is not None
+
+
+def group_norm_silu(
+    x: Tensor,
+    groups: int,
+    weight: Tensor,
+    bias: Tensor,
+    eps: float = 1e-5,
+    *,
+    add: Tensor | None = None,
+    scale_shift: tuple[Tensor, Tensor] | None = None,
+    silu: bool = True,
+) -> Tensor:
+    """SiLU(GroupNorm(x + add) (1 + scale) + shift) of x (N, C, *positions), in x's dtype; statistics in float32.
+
+    weight, bias: (C,). add, scale, shift: (N, C), the two ways in which a residual block takes its time embedding; None
+    leaves them out, silu=False the activation.
+    """
+    if x.is_cuda and HAS_TRITON:
+        from pyoco_pipeline.models.kernels import norm_silu
+
+        weight, bias = weight.float(), bias.float()
+        if scale_shift is not None:
+            scale, shift = (value.float() for value in scale_shift)
+            weight, bias = weight * (1 + scale), bias * (1 + scale) + shift
+        flat = x.movedim(1, -1).reshape(x.shape[0], -1, x.shape[1]).contiguous()
+        out = norm_silu(flat, weight, bias, None if add is None else add.float(), groups, eps, silu)[0]
+        return out.reshape(x.shape[0], *x.shape[2:], x.shape[1]).movedim(-1, 1)
+    x = F.group_norm(x if add is None else x + _as_positions(add, x), groups, weight, bias, eps)
+    if scale_shift is not None:
+        x = x * (1 + _as_positions(scale_shift[0], x)) + _as_positions(scale_shift[1], x)
+    return F.silu(x) if silu else x
+
+
+def attend_over_frames(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """Softmax attention over T of q, k, v (B, T, P, H, D), for each position and head; the result is of that shape."""
+    if q.is_cuda and HAS_TRITON and q.shape[1] <= 32 and q.shape[-1] <= 128:
+        from pyoco_pipeline.models.kernels import attend_frames
+
+        return attend_frames(q.contiguous(), k.contiguous(), v.contiguous())
+    batch, positions = q.shape[0], q.shape[2]
+    q, k, v = (t.permute(0, 2, 3, 1, 4).flatten(0, 1) for t in (q, k, v))  # (B*P, H, T, D)
+    out = F.scaled_dot_product_attention(q, k, v)
+    return out.unflatten(0, (batch, positions)).permute(0, 3, 1, 2, 4)
+
+
+def _as_positions(value: Tensor, x: Tensor) -> Tensor:
+    return value.reshape(*value.shape, *[1] * (x.ndim - 2))
