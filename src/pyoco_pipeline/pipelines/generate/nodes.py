@@ -19,7 +19,7 @@ def sample_clips(generate: GenerateSettings, model: Path, clips: Path, text_embe
     from pyoco_pipeline.generation import generate_clips
 
     store, embeddings = ClipStore(clips), TextEmbeddings(text_embeddings)
-    asked = _prompts(generate, store)
+    asked = prompts_to_sample(generate, store)
     captions = [caption for caption, _ in asked]
     videos = generate_clips(model, generate, captions, embeddings, store.shape)
     sampled = (
@@ -30,7 +30,7 @@ def sample_clips(generate: GenerateSettings, model: Path, clips: Path, text_embe
     return partial(write_clips, clips=sampled, kind=kind, shape=store.shape, fps=fps)
 
 
-def _prompts(generate: GenerateSettings, store: Any) -> list[tuple[str, dict[str, str]]]:
+def prompts_to_sample(generate: GenerateSettings, store: Any) -> list[tuple[str, dict[str, str]]]:
     """Captions to sample, with what is known of them: the user's, or those of test clips."""
     if generate.prompts is not None:
         asked: list[tuple[str, dict[str, str]]] = [(caption, {}) for caption in generate.prompts]

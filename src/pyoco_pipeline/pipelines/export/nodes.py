@@ -1,0 +1,62 @@
+"""Export of the trained stage."""
+
+from __future__ import annotations
+
+import json
+import logging
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from pyoco_pipeline.config import ExportSettings, GenerateSettings, PretrainImageSettings
+from pyoco_pipeline.datasets.folder import FolderWriter
+from pyoco_pipeline.errors import UserError
+from pyoco_pipeline.pipelines.generate.nodes import prompts_to_sample
+
+_log = logging.getLogger(__name__)
+
+
+def export_model(
+    export: ExportSettings,
+    generate: GenerateSettings,
+    pretrain_image: PretrainImageSettings,
+    model: Path,
+    clips: Path,
+    text_embeddings: Path,
+    work: Path,
+) -> FolderWriter:
+    """The stage as a folder for diffusers, set up to sample what `generate` samples."""
+    from pyoco_pipeline.data.clips import ClipStore
+    from pyoco_pipeline.data.embeddings import TextEmbeddings
+    from pyoco_pipeline.exporting import export_stage, find_parent
+    from pyoco_pipeline.models import load_stage_info
+
+    store, data = ClipStore(clips), load_stage_info(model).data_sha256
+    if store.manifest.sha256 != data:
+        raise UserError(
+            f"{model} was trained on clips with the sha256 {data[:12]}…, those in {clips} have "
+            f"{store.manifest.sha256[:12]}…: run `finetune_video` anew, or set ingest back."
+        )
+    return partial(
+        export_stage,
+        model=model,
+        settings=export,
+        generate=generate,
+        prompts=[caption for caption, _ in prompts_to_sample(generate, store)],
+        embeddings=TextEmbeddings(text_embeddings),
+        fps=store.manifest.fps,
+        parent=find_parent(pretrain_image.init, export.license, model),
+        metrics=_metrics(work / "metrics.json", model, data),
+    )
+
+
+def _metrics(path: Path, model: Path, data_sha256: str) -> dict[str, Any] | None:
+    """The content of metrics.json where it is of this model: on its data, and written after it."""
+    if not path.is_file():
+        return None
+    metrics = json.loads(path.read_text())
+    newer = path.stat().st_mtime_ns > (model / "stage.json").stat().st_mtime_ns
+    if newer and metrics["reference_sha256"] == data_sha256:
+        return metrics
+    _log.warning("%s is older than the model or of other clips, so the card goes without metrics.", path)
+    return None
