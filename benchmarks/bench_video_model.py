@@ -28,6 +28,8 @@ from pyoco_pipeline.models import inflate
 from pyoco_pipeline.noise import ProgressiveNoise
 from pyoco_pipeline.training.ema import EMA
 
+_TOGETHER = 5  # steps that are timed at once
+
 
 @dataclass(frozen=True)
 class Case:
@@ -110,7 +112,7 @@ GPU_CASES = [
     Case("unshuffled 256/512/512", lambda: pixel_unet((256, 512, 512), (0, 0, 1), 2, 32, 12), (12, 16, 32, 32), 16),
     Case("128/256/448/512", lambda: pixel_unet((128, 256, 448, 512), (0, 0, 1, 1), 2, 64, 3), (3, 16, 64, 64), 16),
     Case(
-        "diffusers UNet3D, eager", lambda: peer_unet((128, 256, 384, 512), 64, 768), (3, 16, 64, 64), 8, 768,
+        "diffusers UNet3D, eager", lambda: peer_unet((128, 256, 384, 512), 64, 768), (3, 16, 64, 64), 4, 768,
         compiled=False, peer=True,
     ),
     Case("SD 1.5 shape, 32x32", lambda: latent_unet((320, 640, 1280, 1280), 32, 768), (4, 16, 32, 32), 4, 768),
@@ -195,7 +197,7 @@ def count_flops(case: Case) -> float:
     return counter.get_total_flops() / 1e12
 
 
-def measure(case: Case, device: torch.device, peak: float, repeats: int) -> Row:
+def measure(case: Case, device: torch.device, peak: float, repeats: int) -> tuple[Row, Step]:
     flops = count_flops(case) * case.batch
     if device.type == "cuda":
         torch.cuda.empty_cache()
@@ -210,12 +212,16 @@ def measure(case: Case, device: torch.device, peak: float, repeats: int) -> Row:
     for _ in range(2):
         step()
     losses: list[Tensor] = []
-    times = [seconds(lambda: losses.append(step()), device) for _ in range(repeats)]
+
+    def several() -> None:  # as in training, nothing waits for the end of a step
+        losses.extend(step() for _ in range(_TOGETHER))
+
+    times = [seconds(several, device) / _TOGETHER for _ in range(repeats)]
     loss = float(torch.stack(losses).mean())
     if not math.isfinite(loss):
         raise SystemExit(f"{case.name}: the loss is {loss}, so its speed means nothing")
     taken = statistics.median(times)
-    return Row(
+    row = Row(
         case.name,
         sum(p.numel() for p in step.network.parameters()) / 1e6,
         case.batch,
@@ -227,15 +233,11 @@ def measure(case: Case, device: torch.device, peak: float, repeats: int) -> Row:
         compiling,
         loss,
     )
+    return row, step
 
 
-def profile(case: Case, device: torch.device) -> str:
+def profile(step: Step, device: torch.device) -> str:
     """The kernels that take most of a step's time."""
-    step = Step(case, device)
-    if case.compiled:
-        step.network.compile_blocks()
-    for _ in range(3):
-        step()
     activity = (
         torch.profiler.ProfilerActivity.CUDA if device.type == "cuda" else torch.profiler.ProfilerActivity.CPU
     )
@@ -256,7 +258,9 @@ def main() -> None:
     )
     parser.add_argument("--cases", type=int, nargs="*", help="which cases, by number from 0; all without it")
     parser.add_argument("--eager", action="store_true", help="compile nothing")
-    parser.add_argument("--repeats", type=int, default=10, help="steps; the median of their times is printed")
+    parser.add_argument(
+        "--repeats", type=int, default=5, help=f"times {_TOGETHER} steps; the median is printed"
+    )
     parser.add_argument("--profile", action="store_true", help="also the kernels that take most of the time")
     parser.add_argument("--json", type=Path, help="also write the rows here")
     arguments = parser.parse_args()
@@ -274,7 +278,7 @@ def main() -> None:
     rows = []
     for index in range(len(cases)) if arguments.cases is None else arguments.cases:
         case = Case(**{**vars(cases[index]), "compiled": cases[index].compiled and not arguments.eager})
-        row = measure(case, device, peak, arguments.repeats)
+        row, step = measure(case, device, peak, arguments.repeats)
         rows.append(row)
         print(
             f"{row.name:26}{row.parameters:8.1f}{row.batch:6d}{row.ms:9.1f}{row.clips_per_second:9.1f}"
@@ -284,7 +288,8 @@ def main() -> None:
         if arguments.json:
             arguments.json.write_text(json.dumps([asdict(r) for r in rows], indent=2) + "\n")
         if arguments.profile:
-            print(profile(case, device), flush=True)
+            print(profile(step, device), flush=True)
+        del step
 
 
 if __name__ == "__main__":

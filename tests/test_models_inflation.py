@@ -11,7 +11,8 @@ from torch import nn
 
 from pyoco_pipeline.errors import UserError
 from pyoco_pipeline.models import FrameByFrame, inflate
-from pyoco_pipeline.models.temporal import TemporalAttention, TemporalConv, rotate
+from pyoco_pipeline.models.fused import rotate
+from pyoco_pipeline.models.temporal import TemporalAttention, TemporalConv, rotary_angles
 
 TIMESTEP = torch.tensor([3.0, 700.0])
 
@@ -227,7 +228,10 @@ def test_temporal_convolution_is_a_3d_convolution_over_frames():
 
 def test_rotated_queries_and_keys_depend_on_the_difference_of_their_frames_only():
     q, k = torch.randn(2, 1, 8, dtype=torch.float64).expand(2, 12, 8)
-    q, k = (rotate(t[None, :, None, None])[0, :, 0, 0] for t in (q, k))  # rotate takes (B, T, HW, heads, D)
+    angles = rotary_angles(12, 8, q.device)
+    q, k = (
+        rotate(t[None, :, None, None], *angles)[0, :, 0, 0] for t in (q, k)
+    )  # it takes (B, T, HW, heads, D)
     dots = q @ k.T
 
     for lag in range(-11, 12):
@@ -238,9 +242,10 @@ def test_rotated_queries_and_keys_depend_on_the_difference_of_their_frames_only(
 
 def test_rotation_keeps_lengths_and_frame_zero():
     x = torch.randn(3, 7, 2, 2, 16)
+    rotated = rotate(x, *rotary_angles(7, 16, x.device))
 
-    torch.testing.assert_close(rotate(x).norm(dim=-1), x.norm(dim=-1))
-    assert torch.equal(rotate(x)[:, 0], x[:, 0])
+    torch.testing.assert_close(rotated.norm(dim=-1), x.norm(dim=-1))
+    assert torch.equal(rotated[:, 0], x[:, 0])
 
 
 @torch.no_grad()

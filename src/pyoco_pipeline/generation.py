@@ -104,10 +104,16 @@ def generate_clips(
         places = range(first, min(first + settings.batch_size, len(captions)))
         batch = {key: value[places.start : places.stop].to(device) for key, value in cond.items()}
         seeds = [mix_seed(settings.seed, i) for i in places]
-        with torch.inference_mode():
+        with torch.inference_mode(), sampling_precision(settings, device):
             yield from sample_batch(
                 denoise, prior, settings.sampler, batch, embeddings.null(device), info.shape, seeds
             ).cpu()
+
+
+def sampling_precision(settings: GenerateSettings, device: torch.device) -> torch.autocast:
+    """What the network computes in; the solver's own arithmetic stays in float32."""
+    bf16 = settings.precision == "bf16" or (settings.precision == "auto" and device.type == "cuda")
+    return torch.autocast(device.type, torch.bfloat16, enabled=bf16)
 
 
 def open_denoiser(model: Path, settings: GenerateSettings, device: torch.device) -> Denoise:
@@ -123,14 +129,14 @@ def open_denoiser(model: Path, settings: GenerateSettings, device: torch.device)
                 f"{model} is an expert, {_trained_on(info)}: name it in generate.experts with those of the other "
                 "noise levels."
             )
-        return _load_denoiser(model, device)
+        return _load_denoiser(model, device, settings.compile)
     experts = []
     for place, asked in enumerate(settings.experts):
         folder = Path(asked.model) if asked.model else model
         _check_expert(f"generate.experts[{place}]", folder, asked, info)
         low, high = read_parametrisation(folder).sigma_limits
         ends = max(low, asked.sigma_min), min(high, asked.sigma_max)
-        experts.append((*ends, partial(_load_denoiser, folder, device)))
+        experts.append((*ends, partial(_load_denoiser, folder, device, settings.compile)))
     try:
         return ExpertDenoiser(
             [Expert(low, high, load=load) for low, high, load in experts], keep=settings.keep_experts
@@ -139,8 +145,12 @@ def open_denoiser(model: Path, settings: GenerateSettings, device: torch.device)
         raise UserError(f"generate.experts: {error}") from error
 
 
-def _load_denoiser(folder: Path, device: torch.device) -> Denoise:
+def _load_denoiser(folder: Path, device: torch.device, compiled: bool) -> Denoise:
     network = load_video_model(folder).eval().to(device)
+    if device.type == "cuda":
+        network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    if compiled:
+        network.compile_blocks()
     return read_parametrisation(folder).denoiser(network, load_stage_info(folder).sigma_data)
 
 

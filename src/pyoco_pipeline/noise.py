@@ -10,12 +10,14 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache, partial
+from importlib.util import find_spec
 from numbers import Real
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
+HAS_TRITON = find_spec("triton") is not None  # torch's CUDA builds bring it
 Generators = torch.Generator | Sequence[torch.Generator] | None
 
 
@@ -64,6 +66,8 @@ class NoisePrior(ABC):
         Raises ValueError on a shape, dtype or number of generators that does not fit.
         """
         batch, channels, frames, height, width = _checked_shape(shape, "B C T H W")
+        if (on := self._fused_on(frames, generator, device, dtype)) is not None:
+            return self._sample_fused(shape, generator, on, dtype)
         if (generators := _one_per_clip(generator, batch)) is not None:
             # Clip by clip also through the product: BLAS may round differently for another batch size.
             clip = (1, channels, frames, height, width)
@@ -76,6 +80,34 @@ class NoisePrior(ABC):
                 # (T, T) @ (B·C, T, H·W)
                 noise = torch.matmul(factor, noise.view(batch * channels, frames, height * width))
         return noise.view(tuple(shape)).to(dtype)
+
+    def _fused_on(
+        self, frames: int, generator: Generators, device: torch.device | str | None, dtype: torch.dtype | None
+    ) -> torch.device | None:
+        """The GPU on which one kernel draws all of it, or None: see `noise_kernels`."""
+        if self.name not in _WITH_ALPHA or frames == 1 or not HAS_TRITON:
+            return None
+        drawn = {_device(g.device) for g in _each(generator)} or {_device(device)}
+        on = drawn.pop()
+        fits = not drawn and on.type == "cuda" and (device is None or _device(device) == on)
+        return on if fits and _dtypes(dtype)[1] == torch.float32 else None
+
+    def _sample_fused(
+        self, shape: Sequence[int], generator: Generators, device: torch.device, dtype: torch.dtype | None
+    ) -> Tensor:
+        from pyoco_pipeline.noise_kernels import draw_correlated
+
+        _one_per_clip(generator, shape[0])
+        shared, fresh = _weights(self.alpha)  # type: ignore[arg-type]
+        return draw_correlated(
+            shape,
+            shared,
+            fresh,
+            progressive=self.name == ProgressiveNoise.name,
+            generators=generator,
+            device=device,
+            dtype=_dtypes(dtype)[0],
+        )
 
     def stream(
         self,
@@ -286,6 +318,18 @@ def _weights(alpha: float) -> tuple[float, float]:
 def _lags(num_frames: int) -> Tensor:
     frame = torch.arange(num_frames, dtype=torch.float64, device="cpu")
     return frame[:, None] - frame[None, :]
+
+
+def _device(device: torch.device | str | None) -> torch.device:
+    """With its index, and torch's default for None."""
+    found = torch.device(device) if device is not None else torch.get_default_device()
+    if found.type == "cuda" and found.index is None:
+        return torch.device("cuda", torch.cuda.current_device())
+    return found
+
+
+def _each(generator: Generators) -> Sequence[torch.Generator]:
+    return (generator,) if isinstance(generator, torch.Generator) else (generator or ())
 
 
 def _dtypes(dtype: torch.dtype | None) -> tuple[torch.dtype, torch.dtype]:

@@ -58,7 +58,8 @@ class FastResnetBlock2D(ResnetBlock2D):
         h = self.conv2(self.dropout(h))
         if self.conv_shortcut is not None:
             x = self.conv_shortcut(x)
-        return (x + h) / self.output_scale_factor
+        x = x + h
+        return x if self.output_scale_factor == 1 else x / self.output_scale_factor
 
 
 class FastUpsample2D(Upsample2D):

@@ -56,6 +56,9 @@ class FrameByFrame(nn.Module):
 
     def compile_blocks(self) -> None:
         """Compile each block of the UNet by itself: in less time than the whole, and about as fast."""
+        # Blocks of one class share torch's count, and each is compiled for images, clips, training and sampling.
+        limits = torch._dynamo.config
+        limits.recompile_limit = max(limits.recompile_limit, 64)
         model = self.image_model
         for block in (*model.down_blocks, model.mid_block, *model.up_blocks):
             if block is not None:

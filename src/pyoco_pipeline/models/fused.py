@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from importlib.util import find_spec
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -47,16 +48,32 @@ def group_norm_silu(
     return F.silu(x) if silu else x
 
 
-def attend_over_frames(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    """Softmax attention over T of q, k, v (B, T, P, H, D), for each position and head; the result is of that shape."""
-    if q.is_cuda and HAS_TRITON and q.shape[1] <= 32 and q.shape[-1] <= 128:
+def attend_over_frames(qkv: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """Softmax attention over T of qkv (B, T, P, 3, H, D), for each position and head; the result is (B, T, P, H, D).
+
+    cos, sin: (T, D / 2) float32, of the angles that pairs of neighbours in queries and keys are turned by.
+    """
+    if qkv.is_cuda and HAS_TRITON and qkv.shape[1] <= 32 and qkv.shape[-1] <= 128:
         from pyoco_pipeline.models.kernels import attend_frames
 
-        return attend_frames(q.contiguous(), k.contiguous(), v.contiguous())
-    batch, positions = q.shape[0], q.shape[2]
+        return attend_frames(qkv.contiguous(), cos, sin)
+    q, k, v = qkv.unbind(3)
+    return attend(rotate(q, cos, sin), rotate(k, cos, sin), v)
+
+
+def attend(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None = None) -> Tensor:
+    """Softmax attention over T of q, k, v (B, T, P, H, D); bias: (H, T, T), added to the logits."""
+    batch, _, positions, *_ = q.shape
     q, k, v = (t.permute(0, 2, 3, 1, 4).flatten(0, 1) for t in (q, k, v))  # (B*P, H, T, D)
-    out = F.scaled_dot_product_attention(q, k, v)
+    out = F.scaled_dot_product_attention(q, k, v, attn_mask=bias)
     return out.unflatten(0, (batch, positions)).permute(0, 3, 1, 2, 4)
+
+
+def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """Pairs of neighbours in x (B, T, P, H, D) turned by angles (T, D / 2)."""
+    cos, sin = (f.to(x.dtype)[:, None, None, :] for f in (cos, sin))
+    even, odd = x[..., 0::2], x[..., 1::2]
+    return torch.stack((even * cos - odd * sin, even * sin + odd * cos), dim=-1).flatten(-2)
 
 
 def _as_positions(value: Tensor, x: Tensor) -> Tensor:

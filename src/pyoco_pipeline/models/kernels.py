@@ -1,10 +1,11 @@
 """Triton kernels behind `fused`, with their gradients; imported only where Triton is installed.
 
-Group norm is linear in x once its statistics are known, so each image and channel has one pair (A, B) with
-norm(x + add) = A x + B. A pass sums x and x² per channel, one small program per image makes A and B of the sums,
-and a second pass writes SiLU(A x + B). The gradient takes two passes in the same way.
+Group norm is linear in x once its statistics are known: norm(x + add) = A x + B, one pair per image and channel. A
+program reads the channels of a few whole groups of one image to sum them, and again, from the GPU's cache where the
+image is small, to write SiLU(A x + B). The gradient goes in the same two passes.
 
-Shapes: x (N, P, C) contiguous; sums of part s of the positions (N, S, C); per image and channel (N, C), float32.
+The operators are opaque to torch.compile: it would compile each kernel anew for each place where it stands.
+Shapes: x (N, P, C) contiguous; add, and per-image weight and bias, (N, C) float32; mean and 1/std (N, G) float32.
 """
 
 from __future__ import annotations
@@ -13,10 +14,9 @@ import torch
 import triton
 import triton.language as tl
 from torch import Tensor
-from torch.library import triton_op, wrap_triton
+from torch.library import custom_op
 
-_BLOCK_P, _BLOCK_C = 16, 128
-_PROGRAMS = 1024  # enough for every multiprocessor of a large GPU to have several
+_BLOCK_C, _BLOCK_P, _WARPS = 64, 64, 4  # the fastest of 20 on an H100
 
 
 @triton.jit
@@ -26,254 +26,179 @@ def _silu_gradient(z):
 
 
 @triton.jit
-def _sums_kernel(x_ptr, s1_ptr, s2_ptr, P, C, part, BP: tl.constexpr, BC: tl.constexpr):
-    n, split = tl.program_id(0).to(tl.int64), tl.program_id(1)
-    c = tl.program_id(2) * BC + tl.arange(0, BC)
-    first, last = split * part, tl.minimum(split * part + part, P)
-    s1 = tl.zeros([BP, BC], tl.float32)
-    s2 = tl.zeros([BP, BC], tl.float32)
-    for p0 in range(first, last, BP):
-        p = p0 + tl.arange(0, BP)
-        mask = (p < last)[:, None] & (c < C)[None, :]
-        x = tl.load(x_ptr + (n * P + p)[:, None] * C + c[None, :], mask=mask, other=0.0).to(tl.float32)
-        s1 += x
-        s2 += x * x
-    at = (n * tl.num_programs(1) + split) * C + c
-    tl.store(s1_ptr + at, tl.sum(s1, 0), mask=c < C)
-    tl.store(s2_ptr + at, tl.sum(s2, 0), mask=c < C)
+def _of_group(v, GB: tl.constexpr, KP: tl.constexpr):
+    """The sum of v (GB * KP) over each group, at each of its channels."""
+    total = tl.sum(tl.reshape(v, [GB, KP]), 1)
+    return tl.reshape(tl.broadcast_to(total[:, None], [GB, KP]), [GB * KP])
 
 
 @triton.jit
-def _coefficients_kernel(
-    s1_ptr, s2_ptr, add_ptr, w_ptr, b_ptr, A_ptr, B_ptr, total_ptr, mean_ptr, rstd_ptr, P, C, S, w_row, eps,
-    HAS_ADD: tl.constexpr, G: tl.constexpr, K: tl.constexpr, GP: tl.constexpr, KP: tl.constexpr,
+def _norm_silu_kernel(
+    x_ptr, w_ptr, b_ptr, add_ptr, y_ptr, mean_ptr, rstd_ptr, P, C, w_row, eps,
+    HAS_ADD: tl.constexpr, SILU: tl.constexpr,
+    G: tl.constexpr, K: tl.constexpr, GB: tl.constexpr, KP: tl.constexpr, BP: tl.constexpr,
 ):  # fmt: skip
     n = tl.program_id(0).to(tl.int64)
-    g, k = tl.arange(0, GP)[:, None], tl.arange(0, KP)[None, :]
-    c, mask = g * K + k, (g < G) & (k < K)
-    s1 = tl.zeros([GP, KP], tl.float32)
-    s2 = tl.zeros([GP, KP], tl.float32)
-    for s in range(S):
-        s1 += tl.load(s1_ptr + (n * S + s) * C + c, mask=mask, other=0.0)
-        s2 += tl.load(s2_ptr + (n * S + s) * C + c, mask=mask, other=0.0)
-    add = tl.zeros([GP, KP], tl.float32)
-    if HAS_ADD:
-        add = tl.load(add_ptr + n * C + c, mask=mask, other=0.0)
-    count = P * K
-    mean = tl.sum(s1 + P * add, 1) / count
-    # Of x + add: the sum of squares, about the group's mean.
-    centred = add - mean[:, None]
-    square = tl.where(mask, s2 + 2 * centred * s1 + P * centred * centred, 0.0)
-    rstd = 1 / tl.sqrt(tl.sum(square, 1) / count + eps)
-    A = tl.load(w_ptr + n * w_row + c, mask=mask, other=0.0) * rstd[:, None]
-    B = tl.load(b_ptr + n * w_row + c, mask=mask, other=0.0) + centred * A
-    tl.store(A_ptr + n * C + c, A, mask=mask)
-    tl.store(B_ptr + n * C + c, B, mask=mask)
-    tl.store(total_ptr + n * C + c, s1, mask=mask)
-    group = tl.arange(0, GP)
-    tl.store(mean_ptr + n * G + group, mean, mask=group < G)
-    tl.store(rstd_ptr + n * G + group, rstd, mask=group < G)
-
-
-@triton.jit
-def _apply_kernel(
-    x_ptr, A_ptr, B_ptr, y_ptr, P, C, part, SILU: tl.constexpr, BP: tl.constexpr, BC: tl.constexpr
-):
-    n, split = tl.program_id(0).to(tl.int64), tl.program_id(1)
-    c = tl.program_id(2) * BC + tl.arange(0, BC)
-    A = tl.load(A_ptr + n * C + c, mask=c < C, other=0.0)[None, :]
-    B = tl.load(B_ptr + n * C + c, mask=c < C, other=0.0)[None, :]
-    first, last = split * part, tl.minimum(split * part + part, P)
-    for p0 in range(first, last, BP):
+    i = tl.arange(0, GB * KP)
+    g, k = tl.program_id(1) * GB + i // KP, i % KP
+    c, valid = g * K + k, (g < G) & (k < K)
+    s1 = tl.zeros([GB * KP], tl.float32)
+    s2 = tl.zeros([GB * KP], tl.float32)
+    for p0 in range(0, P, BP):
         p = p0 + tl.arange(0, BP)
-        mask = (p < last)[:, None] & (c < C)[None, :]
+        mask = (p < P)[:, None] & valid[None, :]
+        x = tl.load(x_ptr + (n * P + p)[:, None] * C + c[None, :], mask=mask, other=0.0).to(tl.float32)
+        s1 += tl.sum(x, 0)
+        s2 += tl.sum(x * x, 0)
+    add = tl.zeros([GB * KP], tl.float32)
+    if HAS_ADD:
+        add = tl.load(add_ptr + n * C + c, mask=valid, other=0.0)
+    mean = _of_group(s1 + P * add, GB, KP) / (P * K)
+    centred = add - mean
+    # Of x + add - mean, the sum of squares.
+    square = tl.where(valid, s2 + 2 * centred * s1 + P * centred * centred, 0.0)
+    rstd = 1 / tl.sqrt(_of_group(square, GB, KP) / (P * K) + eps)
+    tl.store(mean_ptr + n * G + g, mean, mask=valid & (k == 0))
+    tl.store(rstd_ptr + n * G + g, rstd, mask=valid & (k == 0))
+    A = tl.load(w_ptr + n * w_row + c, mask=valid, other=0.0) * rstd
+    B = tl.load(b_ptr + n * w_row + c, mask=valid, other=0.0) + centred * A
+    for p0 in range(0, P, BP):
+        p = p0 + tl.arange(0, BP)
+        mask = (p < P)[:, None] & valid[None, :]
         at = (n * P + p)[:, None] * C + c[None, :]
-        z = tl.load(x_ptr + at, mask=mask, other=0.0).to(tl.float32) * A + B
+        z = tl.load(x_ptr + at, mask=mask, other=0.0).to(tl.float32) * A[None, :] + B[None, :]
         y = z * tl.sigmoid(z) if SILU else z
         tl.store(y_ptr + at, y.to(y_ptr.dtype.element_ty), mask=mask)
 
 
 @triton.jit
-def _gradient_sums_kernel(
-    dy_ptr,
-    x_ptr,
-    A_ptr,
-    B_ptr,
-    s1_ptr,
-    s2_ptr,
-    P,
-    C,
-    part,
-    SILU: tl.constexpr,
-    BP: tl.constexpr,
-    BC: tl.constexpr,
-):
-    """Sums of dz and of dz x, with z = A x + B."""
-    n, split = tl.program_id(0).to(tl.int64), tl.program_id(1)
-    c = tl.program_id(2) * BC + tl.arange(0, BC)
-    A = tl.load(A_ptr + n * C + c, mask=c < C, other=0.0)[None, :]
-    B = tl.load(B_ptr + n * C + c, mask=c < C, other=0.0)[None, :]
-    first, last = split * part, tl.minimum(split * part + part, P)
-    s1 = tl.zeros([BP, BC], tl.float32)
-    s2 = tl.zeros([BP, BC], tl.float32)
-    for p0 in range(first, last, BP):
-        p = p0 + tl.arange(0, BP)
-        mask = (p < last)[:, None] & (c < C)[None, :]
-        at = (n * P + p)[:, None] * C + c[None, :]
-        x = tl.load(x_ptr + at, mask=mask, other=0.0).to(tl.float32)
-        dz = tl.load(dy_ptr + at, mask=mask, other=0.0).to(tl.float32)
-        if SILU:
-            dz *= _silu_gradient(x * A + B)
-        s1 += dz
-        s2 += dz * x
-    at = (n * tl.num_programs(1) + split) * C + c
-    tl.store(s1_ptr + at, tl.sum(s1, 0), mask=c < C)
-    tl.store(s2_ptr + at, tl.sum(s2, 0), mask=c < C)
-
-
-@triton.jit
-def _gradient_coefficients_kernel(
-    s1_ptr, s2_ptr, add_ptr, w_ptr, A_ptr, total_ptr, mean_ptr, rstd_ptr,
-    K0_ptr, K1_ptr, dw_ptr, db_ptr, dadd_ptr, P, C, S, w_row,
-    HAS_ADD: tl.constexpr, G: tl.constexpr, K: tl.constexpr, GP: tl.constexpr, KP: tl.constexpr,
+def _norm_silu_gradient_kernel(
+    dy_ptr, x_ptr, w_ptr, b_ptr, add_ptr, mean_ptr, rstd_ptr, dx_ptr, dw_ptr, db_ptr, dadd_ptr, P, C, w_row,
+    HAS_ADD: tl.constexpr, SILU: tl.constexpr,
+    G: tl.constexpr, K: tl.constexpr, GB: tl.constexpr, KP: tl.constexpr, BP: tl.constexpr,
 ):  # fmt: skip
-    """dx = A dz + K0 + K1 x, from the two sums that group norm's gradient takes off."""
+    """With z = A x + B: dx = A dz + K0 + K1 x, where K0 and K1 come of the group's sums of dz and dz x."""
     n = tl.program_id(0).to(tl.int64)
-    g, k = tl.arange(0, GP)[:, None], tl.arange(0, KP)[None, :]
-    c, mask = g * K + k, (g < G) & (k < K)
-    group = tl.arange(0, GP)
-    sum_dz = tl.zeros([GP, KP], tl.float32)
-    sum_dzx = tl.zeros([GP, KP], tl.float32)
-    for s in range(S):
-        sum_dz += tl.load(s1_ptr + (n * S + s) * C + c, mask=mask, other=0.0)
-        sum_dzx += tl.load(s2_ptr + (n * S + s) * C + c, mask=mask, other=0.0)
-    mean = tl.load(mean_ptr + n * G + group, mask=group < G, other=0.0)[:, None]
-    rstd = tl.load(rstd_ptr + n * G + group, mask=group < G, other=0.0)[:, None]
-    centred = tl.zeros([GP, KP], tl.float32) - mean
+    i = tl.arange(0, GB * KP)
+    g, k = tl.program_id(1) * GB + i // KP, i % KP
+    c, valid = g * K + k, (g < G) & (k < K)
+    mean = tl.load(mean_ptr + n * G + g, mask=valid, other=0.0)
+    rstd = tl.load(rstd_ptr + n * G + g, mask=valid, other=0.0)
+    w = tl.load(w_ptr + n * w_row + c, mask=valid, other=0.0)
+    centred = -mean
     if HAS_ADD:
-        centred += tl.load(add_ptr + n * C + c, mask=mask, other=0.0)
-    w = tl.load(w_ptr + n * w_row + c, mask=mask, other=0.0)
-    dw = rstd * (sum_dzx + centred * sum_dz)
-    m1 = (tl.sum(w * sum_dz, 1) / (P * K))[:, None]
-    m2 = (tl.sum(w * dw, 1) / (P * K))[:, None]
-    K1 = tl.zeros([GP, KP], tl.float32) - rstd * rstd * m2
-    K0 = K1 * centred - rstd * m1
-    tl.store(K0_ptr + n * C + c, K0, mask=mask)
-    tl.store(K1_ptr + n * C + c, K1, mask=mask)
-    tl.store(dw_ptr + n * C + c, dw, mask=mask)
-    tl.store(db_ptr + n * C + c, sum_dz, mask=mask)
-    A = tl.load(A_ptr + n * C + c, mask=mask, other=0.0)
-    total = tl.load(total_ptr + n * C + c, mask=mask, other=0.0)
-    tl.store(dadd_ptr + n * C + c, A * sum_dz + P * K0 + K1 * total, mask=mask)
-
-
-@triton.jit
-def _gradient_kernel(
-    dy_ptr, x_ptr, A_ptr, B_ptr, K0_ptr, K1_ptr, dx_ptr, P, C, part,
-    SILU: tl.constexpr, BP: tl.constexpr, BC: tl.constexpr,
-):  # fmt: skip
-    n, split = tl.program_id(0).to(tl.int64), tl.program_id(1)
-    c = tl.program_id(2) * BC + tl.arange(0, BC)
-    A = tl.load(A_ptr + n * C + c, mask=c < C, other=0.0)[None, :]
-    B = tl.load(B_ptr + n * C + c, mask=c < C, other=0.0)[None, :]
-    K0 = tl.load(K0_ptr + n * C + c, mask=c < C, other=0.0)[None, :]
-    K1 = tl.load(K1_ptr + n * C + c, mask=c < C, other=0.0)[None, :]
-    first, last = split * part, tl.minimum(split * part + part, P)
-    for p0 in range(first, last, BP):
+        centred += tl.load(add_ptr + n * C + c, mask=valid, other=0.0)
+    A = w * rstd
+    B = tl.load(b_ptr + n * w_row + c, mask=valid, other=0.0) + centred * A
+    sum_x = tl.zeros([GB * KP], tl.float32)
+    sum_dz = tl.zeros([GB * KP], tl.float32)
+    sum_dzx = tl.zeros([GB * KP], tl.float32)
+    for p0 in range(0, P, BP):
         p = p0 + tl.arange(0, BP)
-        mask = (p < last)[:, None] & (c < C)[None, :]
+        mask = (p < P)[:, None] & valid[None, :]
         at = (n * P + p)[:, None] * C + c[None, :]
         x = tl.load(x_ptr + at, mask=mask, other=0.0).to(tl.float32)
         dz = tl.load(dy_ptr + at, mask=mask, other=0.0).to(tl.float32)
         if SILU:
-            dz *= _silu_gradient(x * A + B)
-        tl.store(dx_ptr + at, (A * dz + K0 + K1 * x).to(dx_ptr.dtype.element_ty), mask=mask)
+            dz *= _silu_gradient(x * A[None, :] + B[None, :])
+        sum_x += tl.sum(x, 0)
+        sum_dz += tl.sum(dz, 0)
+        sum_dzx += tl.sum(dz * x, 0)
+    dw = rstd * (sum_dzx + centred * sum_dz)
+    m1 = _of_group(w * sum_dz, GB, KP) / (P * K)
+    m2 = _of_group(w * dw, GB, KP) / (P * K)
+    K1 = -rstd * rstd * m2
+    K0 = K1 * centred - rstd * m1
+    tl.store(dw_ptr + n * C + c, dw, mask=valid)
+    tl.store(db_ptr + n * C + c, sum_dz, mask=valid)
+    if HAS_ADD:
+        tl.store(dadd_ptr + n * C + c, A * sum_dz + P * K0 + K1 * sum_x, mask=valid)
+    for p0 in range(0, P, BP):
+        p = p0 + tl.arange(0, BP)
+        mask = (p < P)[:, None] & valid[None, :]
+        at = (n * P + p)[:, None] * C + c[None, :]
+        x = tl.load(x_ptr + at, mask=mask, other=0.0).to(tl.float32)
+        dz = tl.load(dy_ptr + at, mask=mask, other=0.0).to(tl.float32)
+        if SILU:
+            dz *= _silu_gradient(x * A[None, :] + B[None, :])
+        dx = A[None, :] * dz + K0[None, :] + K1[None, :] * x
+        tl.store(dx_ptr + at, dx.to(dx_ptr.dtype.element_ty), mask=mask)
 
 
-def _grid(images: int, positions: int, channels: int) -> tuple[tuple[int, int, int], int]:
-    """Programs over images, parts of the positions and blocks of channels; and the length of a part."""
-    blocks = triton.cdiv(channels, _BLOCK_C)
-    parts = max(1, min(_PROGRAMS // (images * blocks), triton.cdiv(positions, 4 * _BLOCK_P)))
-    part = triton.cdiv(triton.cdiv(positions, parts), _BLOCK_P) * _BLOCK_P
-    return (images, triton.cdiv(positions, part), blocks), part
-
-
-def _group_sizes(channels: int, groups: int) -> dict[str, int]:
+def _norm_sizes(x: Tensor, groups: int) -> tuple[tuple[int, int], dict[str, int]]:
+    """The grid, of images and blocks of whole groups, and the kernels' sizes."""
+    images, positions, channels = x.shape
     width = channels // groups
-    return {
-        "G": groups,
-        "K": width,
-        "GP": triton.next_power_of_2(groups),
-        "KP": triton.next_power_of_2(width),
-    }
+    padded = triton.next_power_of_2(width)
+    taken = max(1, _BLOCK_C // padded)
+    rows = min(_BLOCK_P, triton.next_power_of_2(positions))
+    sizes = {"G": groups, "K": width, "GB": taken, "KP": padded, "BP": rows, "num_warps": _WARPS}
+    return (images, triton.cdiv(groups, taken)), sizes
 
 
-def _floats(number: int, like: Tensor, *shape: int) -> list[Tensor]:
-    # One allocation each: what an operator returns may not share memory.
-    return [like.new_empty(shape, dtype=torch.float32) for _ in range(number)]
-
-
-_BLOCKS = {"BP": _BLOCK_P, "BC": _BLOCK_C}
-
-
-@triton_op("pyoco::norm_silu", mutates_args={})
+@custom_op("pyoco::norm_silu", mutates_args=())
 def norm_silu(
     x: Tensor, weight: Tensor, bias: Tensor, add: Tensor | None, groups: int, eps: float, silu: bool
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """y (N, P, C) of x (N, P, C), and what the gradient needs: A, B, the sums of x (N, C), mean and 1/std (N, G).
+) -> tuple[Tensor, Tensor, Tensor]:
+    """y (N, P, C) of x (N, P, C), and what the gradient needs: mean and 1/std (N, G).
 
     weight, bias: (C,) or (N, C) float32; add: (N, C) float32 or None.
     """
     images, positions, channels = x.shape
-    grid, part = _grid(images, positions, channels)
-    s1, s2 = _floats(2, x, images, grid[1], channels)
-    A, B, total = _floats(3, x, images, channels)
-    mean, rstd = _floats(2, x, images, groups)
     y = torch.empty_like(x)
-    wrap_triton(_sums_kernel)[grid](x, s1, s2, positions, channels, part, **_BLOCKS)
-    wrap_triton(_coefficients_kernel)[(images,)](
-        s1, s2, x if add is None else add, weight, bias, A, B, total, mean, rstd,
-        positions, channels, grid[1], channels if weight.ndim == 2 else 0, eps,
-        HAS_ADD=add is not None, **_group_sizes(channels, groups),
+    mean, rstd = (x.new_empty((images, groups), dtype=torch.float32) for _ in range(2))
+    grid, sizes = _norm_sizes(x, groups)
+    w_row = channels if weight.ndim == 2 else 0
+    _norm_silu_kernel[grid](
+        x, weight, bias, add, y, mean, rstd, positions, channels, w_row, eps,
+        HAS_ADD=add is not None, SILU=silu, **sizes,
     )  # fmt: skip
-    wrap_triton(_apply_kernel)[grid](x, A, B, y, positions, channels, part, SILU=silu, **_BLOCKS)
-    return y, A, B, total, mean, rstd
+    return y, mean, rstd
 
 
-@triton_op("pyoco::norm_silu_gradient", mutates_args={})
+@norm_silu.register_fake
+def _(x, weight, bias, add, groups, eps, silu):
+    statistic = (x.shape[0], groups)
+    return torch.empty_like(x), *(x.new_empty(statistic, dtype=torch.float32) for _ in range(2))
+
+
+@custom_op("pyoco::norm_silu_gradient", mutates_args=())
 def norm_silu_gradient(
-    dy: Tensor, x: Tensor, weight: Tensor, add: Tensor | None, A: Tensor, B: Tensor, total: Tensor, mean: Tensor,
-    rstd: Tensor, groups: int, silu: bool,
+    dy: Tensor, x: Tensor, weight: Tensor, bias: Tensor, add: Tensor | None, mean: Tensor, rstd: Tensor,
+    groups: int, silu: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
-    """Gradients with respect to x (N, P, C), and to weight, bias and add, each (N, C)."""
+    """Gradients with respect to x, and (N, C) to weight, bias and add; without add the last is empty."""
     images, positions, channels = x.shape
-    grid, part = _grid(images, positions, channels)
-    s1, s2 = _floats(2, x, images, grid[1], channels)
-    K0, K1, dw, db, dadd = _floats(5, x, images, channels)
     dx = torch.empty_like(x)
-    wrap_triton(_gradient_sums_kernel)[grid](
-        dy, x, A, B, s1, s2, positions, channels, part, SILU=silu, **_BLOCKS
-    )
-    wrap_triton(_gradient_coefficients_kernel)[(images,)](
-        s1, s2, x if add is None else add, weight, A, total, mean, rstd, K0, K1, dw, db, dadd,
-        positions, channels, grid[1], channels if weight.ndim == 2 else 0,
-        HAS_ADD=add is not None, **_group_sizes(channels, groups),
+    dw, db = (x.new_empty((images, channels), dtype=torch.float32) for _ in range(2))
+    dadd = torch.empty_like(dw if add is not None else dw[:0])
+    grid, sizes = _norm_sizes(x, groups)
+    w_row = channels if weight.ndim == 2 else 0
+    _norm_silu_gradient_kernel[grid](
+        dy, x, weight, bias, add, mean, rstd, dx, dw, db, dadd, positions, channels, w_row,
+        HAS_ADD=add is not None, SILU=silu, **sizes,
     )  # fmt: skip
-    wrap_triton(_gradient_kernel)[grid](
-        dy, x, A, B, K0, K1, dx, positions, channels, part, SILU=silu, **_BLOCKS
-    )
     return dx, dw, db, dadd
 
 
+@norm_silu_gradient.register_fake
+def _(dy, x, weight, bias, add, mean, rstd, groups, silu):
+    images, _, channels = x.shape
+    dw, db = (x.new_empty((images, channels), dtype=torch.float32) for _ in range(2))
+    return torch.empty_like(x), dw, db, torch.empty_like(dw if add is not None else dw[:0])
+
+
 def _keep(ctx, inputs, output):
-    x, weight, _, add, ctx.groups, _, ctx.silu = inputs
-    ctx.save_for_backward(x, weight, add, *output[1:])
+    x, weight, bias, add, ctx.groups, _, ctx.silu = inputs
+    ctx.save_for_backward(x, weight, bias, add, *output[1:])
     ctx.mark_non_differentiable(*output[1:])
 
 
 def _gradient(ctx, dy, *_):
-    x, weight, add, *kept = ctx.saved_tensors
-    dx, dw, db, dadd = norm_silu_gradient(dy.contiguous(), x, weight, add, *kept, ctx.groups, ctx.silu)
+    x, weight, bias, add, mean, rstd = ctx.saved_tensors
+    dx, dw, db, dadd = norm_silu_gradient(
+        dy.contiguous(), x, weight, bias, add, mean, rstd, ctx.groups, ctx.silu
+    )
     if weight.ndim == 1:
         dw, db = dw.sum(0), db.sum(0)
     return dx, dw, db, (None if add is None else dadd), None, None, None
@@ -283,9 +208,17 @@ norm_silu.register_autograd(_gradient, setup_context=_keep)
 
 
 @triton.jit
+def _rotated(x, cos, sin, TP: tl.constexpr, DP: tl.constexpr):
+    """Each pair of neighbours of x (TP, DP) turned by its angle; the angles are (TP, DP / 2)."""
+    even, odd = tl.split(tl.reshape(x.to(tl.float32), [TP, DP // 2, 2]))
+    turned = tl.join(even * cos - odd * sin, even * sin + odd * cos)
+    return tl.reshape(turned, [TP, DP]).to(x.dtype)
+
+
+@triton.jit
 def _scores(q, k, T, scale, TP: tl.constexpr):
     """Softmax of q kᵀ over the first T columns, (TP, TP) float32."""
-    s = tl.dot(q, tl.trans(k)) * scale
+    s = tl.dot(q, tl.trans(k), input_precision="ieee") * scale
     s = tl.where(tl.arange(0, TP)[None, :] < T, s, float("-inf"))
     p = tl.exp(s - tl.max(s, 1)[:, None])
     return p / tl.sum(p, 1)[:, None]
@@ -293,82 +226,88 @@ def _scores(q, k, T, scale, TP: tl.constexpr):
 
 @triton.jit
 def _attend_kernel(
-    q_ptr, k_ptr, v_ptr, o_ptr, T, P, H, scale, D: tl.constexpr, TP: tl.constexpr, DP: tl.constexpr
+    qkv_ptr, cos_ptr, sin_ptr, o_ptr, T, P, H, scale, D: tl.constexpr, TP: tl.constexpr, DP: tl.constexpr
 ):
     b, p, h = (tl.program_id(0) // P).to(tl.int64), tl.program_id(0) % P, tl.program_id(1)
-    t, d = tl.arange(0, TP), tl.arange(0, DP)
-    at = (((b * T + t) * P + p) * H + h)[:, None] * D + d[None, :]
-    mask = (t < T)[:, None] & (d < D)[None, :]
-    q = tl.load(q_ptr + at, mask=mask, other=0.0)
-    k = tl.load(k_ptr + at, mask=mask, other=0.0)
-    v = tl.load(v_ptr + at, mask=mask, other=0.0)
-    weights = _scores(q, k, T, scale, TP)
-    tl.store(o_ptr + at, tl.dot(weights.to(v.dtype), v).to(o_ptr.dtype.element_ty), mask=mask)
+    t, d, pair = tl.arange(0, TP), tl.arange(0, DP), tl.arange(0, DP // 2)
+    row, mask = ((b * T + t) * P + p)[:, None], (t < T)[:, None] & (d < D)[None, :]
+    at = (row * 3 * H + h) * D + d[None, :]
+    angle, known = t[:, None] * (D // 2) + pair[None, :], (t < T)[:, None] & (pair < D // 2)[None, :]
+    cos = tl.load(cos_ptr + angle, mask=known, other=0.0)
+    sin = tl.load(sin_ptr + angle, mask=known, other=0.0)
+    q = _rotated(tl.load(qkv_ptr + at, mask=mask, other=0.0), cos, sin, TP, DP)
+    k = _rotated(tl.load(qkv_ptr + at + H * D, mask=mask, other=0.0), cos, sin, TP, DP)
+    v = tl.load(qkv_ptr + at + 2 * H * D, mask=mask, other=0.0)
+    out = tl.dot(_scores(q, k, T, scale, TP).to(v.dtype), v, input_precision="ieee")
+    tl.store(o_ptr + (row * H + h) * D + d[None, :], out.to(o_ptr.dtype.element_ty), mask=mask)
 
 
 @triton.jit
 def _attend_gradient_kernel(
-    do_ptr, q_ptr, k_ptr, v_ptr, dq_ptr, dk_ptr, dv_ptr, T, P, H, scale,
+    do_ptr, qkv_ptr, cos_ptr, sin_ptr, dqkv_ptr, T, P, H, scale,
     D: tl.constexpr, TP: tl.constexpr, DP: tl.constexpr,
 ):  # fmt: skip
     b, p, h = (tl.program_id(0) // P).to(tl.int64), tl.program_id(0) % P, tl.program_id(1)
-    t, d = tl.arange(0, TP), tl.arange(0, DP)
-    at = (((b * T + t) * P + p) * H + h)[:, None] * D + d[None, :]
-    mask = (t < T)[:, None] & (d < D)[None, :]
-    q = tl.load(q_ptr + at, mask=mask, other=0.0)
-    k = tl.load(k_ptr + at, mask=mask, other=0.0)
-    v = tl.load(v_ptr + at, mask=mask, other=0.0)
-    do = tl.load(do_ptr + at, mask=mask, other=0.0)
+    t, d, pair = tl.arange(0, TP), tl.arange(0, DP), tl.arange(0, DP // 2)
+    row, mask = ((b * T + t) * P + p)[:, None], (t < T)[:, None] & (d < D)[None, :]
+    at = (row * 3 * H + h) * D + d[None, :]
+    angle, known = t[:, None] * (D // 2) + pair[None, :], (t < T)[:, None] & (pair < D // 2)[None, :]
+    cos = tl.load(cos_ptr + angle, mask=known, other=0.0)
+    sin = tl.load(sin_ptr + angle, mask=known, other=0.0)
+    q = _rotated(tl.load(qkv_ptr + at, mask=mask, other=0.0), cos, sin, TP, DP)
+    k = _rotated(tl.load(qkv_ptr + at + H * D, mask=mask, other=0.0), cos, sin, TP, DP)
+    v = tl.load(qkv_ptr + at + 2 * H * D, mask=mask, other=0.0)
+    do = tl.load(do_ptr + (row * H + h) * D + d[None, :], mask=mask, other=0.0)
     weights = _scores(q, k, T, scale, TP)
-    dv = tl.dot(tl.trans(weights.to(do.dtype)), do)
-    dp = tl.dot(do, tl.trans(v))
+    dv = tl.dot(tl.trans(weights.to(do.dtype)), do, input_precision="ieee")
+    dp = tl.dot(do, tl.trans(v), input_precision="ieee")
     ds = (weights * (dp - tl.sum(dp * weights, 1)[:, None]) * scale).to(q.dtype)
-    tl.store(dq_ptr + at, tl.dot(ds, k).to(dq_ptr.dtype.element_ty), mask=mask)
-    tl.store(dk_ptr + at, tl.dot(tl.trans(ds), q).to(dk_ptr.dtype.element_ty), mask=mask)
-    tl.store(dv_ptr + at, dv.to(dv_ptr.dtype.element_ty), mask=mask)
+    dq = _rotated(tl.dot(ds, k, input_precision="ieee"), cos, -sin, TP, DP)
+    dk = _rotated(tl.dot(tl.trans(ds), q, input_precision="ieee"), cos, -sin, TP, DP)
+    kind = dqkv_ptr.dtype.element_ty
+    tl.store(dqkv_ptr + at, dq.to(kind), mask=mask)
+    tl.store(dqkv_ptr + at + H * D, dk.to(kind), mask=mask)
+    tl.store(dqkv_ptr + at + 2 * H * D, dv.to(kind), mask=mask)
 
 
 def _attention_sizes(frames: int, dim: int) -> dict[str, int]:
     # A matrix unit takes blocks of 16.
-    return {
-        "D": dim,
-        "TP": max(16, triton.next_power_of_2(frames)),
-        "DP": max(16, triton.next_power_of_2(dim)),
-    }
+    padded = {"TP": max(16, triton.next_power_of_2(frames)), "DP": max(16, triton.next_power_of_2(dim))}
+    return {"D": dim, "num_warps": 1, **padded}
 
 
-@triton_op("pyoco::attend_frames", mutates_args={})
-def attend_frames(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    """Softmax attention over T; q, k, v and the result (B, T, P, H, D) contiguous."""
-    batch, frames, positions, heads, dim = q.shape
-    out = torch.empty_like(q)
-    wrap_triton(_attend_kernel)[(batch * positions, heads)](
-        q, k, v, out, frames, positions, heads, dim**-0.5, **_attention_sizes(frames, dim), num_warps=1
+@custom_op("pyoco::attend_frames", mutates_args=())
+def attend_frames(qkv: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """Softmax attention over T (B, T, P, H, D) of qkv (B, T, P, 3, H, D) contiguous, turned by angles (T, D / 2)."""
+    batch, frames, positions, _, heads, dim = qkv.shape
+    out = qkv.new_empty((batch, frames, positions, heads, dim))
+    sizes = _attention_sizes(frames, dim)
+    _attend_kernel[(batch * positions, heads)](
+        qkv, cos, sin, out, frames, positions, heads, dim**-0.5, **sizes
     )
     return out
 
 
-@triton_op("pyoco::attend_frames_gradient", mutates_args={})
-def attend_frames_gradient(do: Tensor, q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Gradients of `attend_frames` with respect to q, k and v; the weights are computed again."""
-    batch, frames, positions, heads, dim = q.shape
-    dq, dk, dv = torch.empty_like(q), torch.empty_like(q), torch.empty_like(q)
-    wrap_triton(_attend_gradient_kernel)[(batch * positions, heads)](
-        do,
-        q,
-        k,
-        v,
-        dq,
-        dk,
-        dv,
-        frames,
-        positions,
-        heads,
-        dim**-0.5,
-        **_attention_sizes(frames, dim),
-        num_warps=1,
+@attend_frames.register_fake
+def _(qkv, cos, sin):
+    return qkv.new_empty((*qkv.shape[:3], *qkv.shape[4:]))
+
+
+@custom_op("pyoco::attend_frames_gradient", mutates_args=())
+def attend_frames_gradient(do: Tensor, qkv: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """The gradient of `attend_frames` with respect to qkv; the weights are computed again."""
+    batch, frames, positions, _, heads, dim = qkv.shape
+    dqkv = torch.empty_like(qkv)
+    sizes = _attention_sizes(frames, dim)
+    _attend_gradient_kernel[(batch * positions, heads)](
+        do, qkv, cos, sin, dqkv, frames, positions, heads, dim**-0.5, **sizes
     )
-    return dq, dk, dv
+    return dqkv
+
+
+@attend_frames_gradient.register_fake
+def _(do, qkv, cos, sin):
+    return torch.empty_like(qkv)
 
 
 def _keep_qkv(ctx, inputs, output):
@@ -376,7 +315,7 @@ def _keep_qkv(ctx, inputs, output):
 
 
 def _attention_gradient(ctx, do):
-    return attend_frames_gradient(do.contiguous(), *ctx.saved_tensors)
+    return attend_frames_gradient(do.contiguous(), *ctx.saved_tensors), None, None
 
 
 attend_frames.register_autograd(_attention_gradient, setup_context=_keep_qkv)

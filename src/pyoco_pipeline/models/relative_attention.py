@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
+from pyoco_pipeline.models.fused import attend
 from pyoco_pipeline.models.temporal import TemporalAttention
 
 
@@ -20,11 +20,9 @@ class RelativeTemporalAttention(TemporalAttention):
         self.max_frames = max_frames
         self.position_bias = nn.Parameter(torch.zeros(channels // head_dim, 2 * max_frames - 1))
 
-    def attend(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        frames, positions = q.shape[1:3]
-        q, k, v = (t.permute(0, 2, 3, 1, 4).flatten(0, 1) for t in (q, k, v))  # (B*HW, heads, T, head_dim)
-        h = F.scaled_dot_product_attention(q, k, v, attn_mask=self.bias(frames).to(q.dtype))
-        return h.unflatten(0, (-1, positions)).permute(0, 3, 1, 2, 4)
+    def attend(self, qkv: Tensor) -> Tensor:
+        q, k, v = qkv.unbind(3)
+        return attend(q, k, v, self.bias(qkv.shape[1]).to(qkv.dtype))
 
     def bias(self, num_frames: int) -> Tensor:
         """(heads, T, T): what is added to the logits of query frame i and key frame j."""

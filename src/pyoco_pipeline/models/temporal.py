@@ -49,20 +49,16 @@ class TemporalAttention(nn.Module):
         _, channels, height, width = x.shape
         h = self.norm(lower(x).permute(0, 2, 3, 1)).reshape(-1, num_frames, height * width, channels)
         qkv = self.to_qkv(h).unflatten(-1, (3, channels // self.head_dim, self.head_dim))
-        q, k, v = qkv.unbind(3)  # each (B, T, HW, heads, head_dim)
-        h = self.to_out(self.attend(q, k, v).flatten(-2))
+        h = self.to_out(self.attend(qkv).flatten(-2))
         return x + h.reshape(x.shape[0], height, width, channels).permute(0, 3, 1, 2)
 
-    def attend(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        """Attention over T with positions; q, k, v and the result (B, T, HW, heads, head_dim)."""
-        return attend_over_frames(rotate(q), rotate(k), v)
+    def attend(self, qkv: Tensor) -> Tensor:
+        """Attention over T with positions (B, T, HW, heads, head_dim) of qkv (B, T, HW, 3, heads, head_dim)."""
+        return attend_over_frames(qkv, *rotary_angles(qkv.shape[1], self.head_dim, qkv.device))
 
 
-def rotate(x: Tensor) -> Tensor:
-    """Rotary position embedding over T; x: (B, T, HW, heads, D) with D even."""
-    frames, dim = x.shape[1], x.shape[-1]
-    frequency = 100.0 ** (-torch.arange(0, dim, 2, device=x.device, dtype=torch.float32) / dim)
-    angle = torch.arange(frames, device=x.device, dtype=torch.float32)[:, None] * frequency
-    cos, sin = (f.to(x.dtype)[:, None, None, :] for f in (angle.cos(), angle.sin()))
-    even, odd = x[..., 0::2], x[..., 1::2]
-    return torch.stack((even * cos - odd * sin, even * sin + odd * cos), dim=-1).flatten(-2)
+def rotary_angles(frames: int, dim: int, device: torch.device) -> tuple[Tensor, Tensor]:
+    """Cosine and sine (T, dim / 2) of the angles of a rotary position embedding; dim is even."""
+    frequency = 100.0 ** (-torch.arange(0, dim, 2, device=device, dtype=torch.float32) / dim)
+    angle = torch.arange(frames, device=device, dtype=torch.float32)[:, None] * frequency
+    return angle.cos(), angle.sin()
