@@ -1,0 +1,108 @@
+"""Sampling speed beside the same network on diffusers' own modules, eager: `python benchmarks/bench_sampling.py`.
+
+Both sample the same clips from the same noise with the same solver, in bf16 autocast; the peer's modules are diffusers'
+and torch's own. UNet3DConditionModel, another network of about that size, takes as many evaluations.
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+
+import diffusers
+import torch
+from bench_video_model import GPU_CASES, peer_unet, pixel_unet, seconds
+from diffusers.models.resnet import ResnetBlock2D
+from diffusers.models.transformers.transformer_2d import Transformer2DModel
+from diffusers.models.upsampling import Upsample2D
+from torch import Tensor, nn
+
+from pyoco_pipeline.diffusion import EDMDenoiser, sample
+from pyoco_pipeline.models import VideoUNet, fused
+from pyoco_pipeline.models.fast import (
+    FastGroupNorm,
+    FastResnetBlock2D,
+    FastTransformer2DModel,
+    FastUpsample2D,
+)
+from pyoco_pipeline.noise import ProgressiveNoise
+
+_OWN = {
+    FastGroupNorm: nn.GroupNorm,
+    FastResnetBlock2D: ResnetBlock2D,
+    FastTransformer2DModel: Transformer2DModel,
+    FastUpsample2D: Upsample2D,
+}
+
+
+def without_twins(network: VideoUNet) -> VideoUNet:
+    """A copy whose image model has diffusers' own modules."""
+    network = copy.deepcopy(network)
+    for module in network.image_model.modules():
+        module.__class__ = _OWN.get(type(module), type(module))
+    return network
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--device", default="cuda" if torch.cuda.is_available() else "cpu", choices=["cpu", "cuda"]
+    )
+    parser.add_argument("--steps", type=int, default=20, help="solver steps (euler)")
+    parser.add_argument("--repeats", type=int, default=3, help="the fastest is printed")
+    arguments = parser.parse_args()
+    device = torch.device(arguments.device)
+    large = device.type == "cuda"
+    torch.manual_seed(0)
+    clips, size = (16, 64) if large else (2, 16)
+    network = GPU_CASES[2].make() if large else pixel_unet((16, 32), (0, 1), 1, size, 3)
+    for p in network.parameters():  # zero-initialised layers would hide the temporal modules
+        if p.count_nonzero() == 0:
+            nn.init.normal_(p, std=0.02)
+    shape = (clips, 3, 16 if large else 4, size, size)
+    network = network.eval().to(device)
+    other = peer_unet((128, 256, 384, 512), 64, 768) if large else peer_unet((16, 32), size, 32)
+    other = other.eval().to(device)
+    tokens = torch.randn(clips, 77, 768 if large else 32, device=device)
+    name = torch.cuda.get_device_name() if large else f"{torch.get_num_threads()} CPU threads"
+    print(f"{name}, torch {torch.__version__}, diffusers {diffusers.__version__}: {clips} clips of {shape[1:]}, "
+          f"euler, {arguments.steps} steps, bf16 autocast")  # fmt: skip
+
+    @torch.inference_mode()
+    def draw(network: nn.Module, **cond: Tensor) -> Tensor:
+        with torch.autocast(device.type, torch.bfloat16, enabled=large):
+            generator = torch.Generator(device).manual_seed(0)
+            return sample(
+                EDMDenoiser(network), ProgressiveNoise(2.0), shape, solver="euler", steps=arguments.steps,
+                generator=generator, device=device, **cond,
+            )  # fmt: skip
+
+    def row(title: str, network: nn.Module, **cond: Tensor) -> tuple[float, Tensor]:
+        first = seconds(lambda: draw(network, **cond), device)
+        clip = draw(network, **cond)
+        taken = min(seconds(lambda: draw(network, **cond), device) for _ in range(arguments.repeats))
+        millions = sum(p.numel() for p in network.parameters()) / 1e6
+        print(f"{title:44}{millions:7.0f} M{taken:9.3f} s   first call {first:6.1f} s", flush=True)
+        return taken, clip
+
+    own = without_twins(network)
+    kernels, fused.HAS_TRITON = fused.HAS_TRITON, False
+    base, expected = row("diffusers' modules, eager", own)
+    fused.HAS_TRITON = kernels
+    other_time, _ = row("diffusers UNet3DConditionModel, eager", other, encoder_hidden_states=tokens)
+    network.to(memory_format=torch.channels_last)
+    eager, clip = row("this project, eager", network)
+    if large:
+        network.compile_blocks()
+        fast, clip = row("this project, compiled", network)
+    else:
+        fast = eager
+    off = ((clip - expected).norm() / expected.norm()).item()
+    print(f"{base / fast:.1f} times faster than diffusers' modules, {other_time / fast:.1f} than UNet3D; "
+          f"relative difference of the clips {off:.1e}")  # fmt: skip
+
+
+if __name__ == "__main__":
+    main()
