@@ -148,14 +148,10 @@ def ddim(theirs: Any, unet: Any, start: Tensor, cond: dict[str, Tensor]) -> Tens
 
 
 def our_ddim(theirs: Any, denoise: DiscreteDenoiser, start: Tensor, cond: dict[str, Tensor]) -> Tensor:
-    """The same steps by Euler's method on the sigma axis.
-
-    In float64: one step of these goes from a sigma of thousands to a dozen, and Euler's increment is then the
-    difference of large numbers. The network is given float32 all the same.
-    """
+    """The same steps by Euler's method on the sigma axis, in float32 as diffusers'."""
     end = 0.0 if theirs.config.set_alpha_to_one else denoise.sigmas[0].item()
     sigmas = [*denoise.sigmas[theirs.timesteps].tolist(), end]
-    x = math.sqrt(1 + sigmas[0] ** 2) * start.double()
+    x = math.sqrt(1 + sigmas[0] ** 2) * start
     return vp(sample_euler(denoise, x, sigmas, prior=IIDNoise(), **cond), end)
 
 

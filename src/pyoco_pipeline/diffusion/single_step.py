@@ -12,6 +12,7 @@ from pyoco_pipeline.diffusion.denoiser import Denoise
 from pyoco_pipeline.diffusion.solver import (
     add_noise,
     checked_eta,
+    denoised,
     derivative,
     falling_steps,
     steps_between,
@@ -59,8 +60,9 @@ def sample_euler(
     steps = steps_between(sigmas, cond)
     for sigma, sigma_next in steps:
         x_hat, sigma_hat = _churned(x, sigma, len(steps), churn, prior, generator)
-        d = derivative(denoise, x_hat, sigma_hat, cond)
-        x = x_hat + (sigma_next - sigma_hat) * d
+        x0 = denoised(denoise, x_hat, sigma_hat, cond)
+        # x̂ + (σ - σ̂) d, written so that rounding at a large σ̂ does not stay in x.
+        x = x0 + (sigma_next / sigma_hat) * (x_hat - x0)
     return x
 
 
@@ -108,8 +110,8 @@ def sample_euler_ancestral(
     for sigma, sigma_next in falling_steps(sigmas, cond):
         sigma_up = eta * sigma_next * math.sqrt(1 - (sigma_next / sigma) ** 2)
         sigma_down = math.sqrt(sigma_next**2 - sigma_up**2)
-        x = x + (sigma_down - sigma) * derivative(denoise, x, sigma, cond)
-        x = add_noise(x, sigma_up, prior, generator)
+        x0 = denoised(denoise, x, sigma, cond)
+        x = add_noise(x0 + (sigma_down / sigma) * (x - x0), sigma_up, prior, generator)
     return x
 
 
