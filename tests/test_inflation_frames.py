@@ -1,9 +1,12 @@
 """Conditions of clips become conditions of frames by their first axis and their layout, never by accident."""
 
+import copy
+
 import pytest
 import torch
+import torch.nn.functional as F
 from architectures import clips, conditions, image_by_image, make
-from tiny import make_unet, perturb, text_condition
+from tiny import TEXT_DIM, make_unet, perturb, text_condition
 from torch import nn
 
 from pyoco_pipeline.errors import UserError
@@ -202,3 +205,31 @@ def test_the_image_model_of_a_trained_video_model_stays_one():
     model(x, TIMESTEP, fps=torch.tensor([8.0, 24.0]), **text)
 
     assert torch.equal(image_by_image(image_model, x, TIMESTEP, **text), expected)
+
+
+def test_blocks_of_pixels_are_positions_of_a_network_with_as_many_times_the_channels():
+    image_model = make_unet(in_channels=12, out_channels=12)
+    network, x = FrameByFrame(copy.deepcopy(image_model)).eval(), torch.randn(2, 3, 4, 16, 16)
+    text = torch.randn(2, 5, image_model.config.cross_attention_dim)
+
+    with torch.no_grad():
+        found = network(x, torch.ones(2), encoder_hidden_states=text).sample
+        frame = F.pixel_unshuffle(x[:, :, 1], 2)
+        expected = F.pixel_shuffle(image_model(frame, torch.ones(2), text).sample, 2)
+
+    assert found.shape == x.shape
+    torch.testing.assert_close(found[:, :, 1], expected, atol=1e-5, rtol=1e-5)
+
+
+def test_channels_that_are_no_square_multiple_are_refused():
+    network, text = FrameByFrame(make_unet(in_channels=12, out_channels=12)), torch.randn(1, 5, TEXT_DIM)
+
+    with pytest.raises(UserError, match="takes 12 channels, the clips have 4"):
+        network(torch.randn(1, 4, 2, 16, 16), torch.ones(1), encoder_hidden_states=text)
+
+
+def test_a_missing_concatenated_clip_is_not_taken_for_blocks_of_pixels():
+    network, text = inflate(make_unet(), concat_channels=9), torch.randn(1, 5, TEXT_DIM)
+
+    with pytest.raises(UserError, match="takes 12 channels, x has 3 and concat 0"):
+        network(torch.randn(1, 3, 2, 16, 16), torch.ones(1), encoder_hidden_states=text)

@@ -60,6 +60,7 @@ class UNetSettings(Settings):
     attention_levels: tuple[bool, ...]  # per level, whether its blocks have attention
     attention_heads: Positive = 4
     norm_groups: Positive = 8
+    patch: Literal[1, 2, 4] = 1  # side of the blocks of pixels that are one position (space-to-depth)
 
     @model_validator(mode="after")
     def _one_flag_per_level(self) -> Self:

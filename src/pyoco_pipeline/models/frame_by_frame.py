@@ -5,11 +5,13 @@ Shapes: x (B, C, T, H, W); inside, frames lie on the batch axis, (B*T, C, H, W),
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from functools import partial
 from typing import Any, TypeAlias
 
 import torch
+import torch.nn.functional as F
 from diffusers import UNet2DConditionModel, UNet2DModel
 from diffusers.models.attention_processor import Attention
 from diffusers.models.resnet import ResnetBlock2D, ResnetBlockCondNorm2D
@@ -28,7 +30,11 @@ ATTENTION_BLOCKS = (Transformer2DModel, KAttentionBlock, Attention)
 
 
 class FrameByFrame(nn.Module):
-    """An image UNet that takes clips; modules of it that have a fast twin become it."""
+    """An image UNet that takes clips; modules of it that have a fast twin become it.
+
+    Where the UNet takes p² times a clip's channels, blocks of p × p pixels are its positions (space-to-depth): the same
+    model of pixels, since the rearrangement leaves noise and loss as they are, at a p²-th of the positions.
+    """
 
     def __init__(self, image_model: ImageUNet) -> None:
         super().__init__()
@@ -49,10 +55,31 @@ class FrameByFrame(nn.Module):
         batch, _, frames = x.shape[:3]
         return_dict = cond.pop("return_dict", True)
         images = x.transpose(1, 2).flatten(0, 1)
+        patch = self._patch(x.shape[1])
+        if patch == 0:
+            raise UserError(
+                f"the network takes {self.image_model.conv_in.in_channels} channels, the clips have {x.shape[1]}: give "
+                "clips of as many, or of a square number of times fewer, for blocks of pixels."
+            )
+        images = F.pixel_unshuffle(images, patch) if patch > 1 else images
         cond = {name: per_frame(name, value, batch, frames) for name, value in cond.items()}
         out = self.image_model(images, per_frame("timestep", timestep, batch, frames), **cond).sample
+        out = F.pixel_shuffle(out, patch) if patch > 1 else out
         video = out.unflatten(0, (batch, frames)).transpose(1, 2)
         return UNet2DOutput(sample=video) if return_dict else (video,)
+
+    def _patch(self, channels: int) -> int:
+        """The side of the blocks of pixels that are positions; 0 where none fits so many channels."""
+        if self._is_hinted:  # its conv_in takes channels that it makes of the hint
+            return 1
+        takes, makes = self.image_model.conv_in.in_channels, self.image_model.conv_out.out_channels
+        patch = math.isqrt(takes // channels)
+        # One that makes no blocks takes none: its further channels are another clip's.
+        return patch if takes == channels * patch**2 and (patch == 1 or makes % patch**2 == 0) else 0
+
+    @property
+    def _is_hinted(self) -> bool:
+        return self.image_model.config.get("addition_embed_type") == "image_hint"
 
     def compile_blocks(self) -> None:
         """Compile each block of the UNet by itself: in less time than the whole, and about as fast."""

@@ -18,7 +18,7 @@ class InflationOptions:
         head_dim. Both 0: the largest head_dim that fits and is at most 64 and half of the width.
     position: rotary takes any number of frames; relative learns a bias per distance, for clips of at most `max_frames`.
     concat_channels: how many channels the clips have that are concatenated to the noisy one, beyond those that the
-        image model takes.
+        image model takes; for a model of blocks of p × p pixels, p² times as many.
     noise_level, fps: whether these numbers are embedded and added to the time embedding.
     """
 

@@ -17,20 +17,22 @@ def build_image_unet(
     attention_levels: Sequence[bool],
     attention_heads: int,
     norm_groups: int,
+    patch: int = 1,
     seed: int,
 ) -> UNet2DConditionModel:
     """A new `UNet2DConditionModel` for RGB images of side `size`, conditioned on tokens of width `text_dim`.
 
     attention_levels: per resolution level, from the finest, whether its blocks have self- and cross-attention.
+    patch: side of the blocks of pixels that are one position, as `FrameByFrame` takes them.
     """
     down = ["CrossAttnDownBlock2D" if attention else "DownBlock2D" for attention in attention_levels]
     up = ["CrossAttnUpBlock2D" if attention else "UpBlock2D" for attention in reversed(attention_levels)]
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         return UNet2DConditionModel(
-            sample_size=size,
-            in_channels=3,
-            out_channels=3,
+            sample_size=size // patch,
+            in_channels=3 * patch**2,
+            out_channels=3 * patch**2,
             block_out_channels=tuple(block_out_channels),
             layers_per_block=layers_per_block,
             down_block_types=tuple(down),
