@@ -12,8 +12,8 @@ import json
 import math
 import statistics
 import time
-from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -42,6 +42,7 @@ class Case:
     text_width: int = 0  # of its text tokens; 0: none
     compiled: bool = True
     peer: bool = False  # diffusers' own, as it is
+    recompute: bool = False  # gradient checkpointing
 
 
 @dataclass
@@ -56,14 +57,14 @@ class Row:
     tflops: float
     share: float
     memory: float
-    compile_seconds: float
+    first_seconds: float  # the first step, with compilation
     loss: float
 
 
 def pixel_unet(
     widths: tuple[int, ...], attention: tuple[int, ...], layers: int, size: int, channels: int
 ) -> nn.Module:
-    """An inflated UNet2DModel; with 12 channels it is one behind a pixel unshuffle by two."""
+    """An inflated UNet2DModel; with 12 channels, of blocks of 2 × 2 pixels."""
     flags = [bool(flag) for flag in attention]
     return inflate(
         UNet2DModel(
@@ -108,20 +109,33 @@ def peer_unet(widths: tuple[int, ...], size: int, text_width: int) -> nn.Module:
 
 
 GPU_CASES = [
-    Case("unshuffled 512/512/512", lambda: pixel_unet((512, 512, 512), (0, 1, 1), 1, 32, 12), (12, 16, 32, 32), 16),
-    Case("unshuffled 256/512/512", lambda: pixel_unet((256, 512, 512), (0, 0, 1), 2, 32, 12), (12, 16, 32, 32), 16),
+    Case("unshuffled 512/512/512", lambda: pixel_unet((512, 512, 512), (0, 1, 1), 1, 32, 12), (3, 16, 64, 64), 32),
+    Case("unshuffled 256/512/512", lambda: pixel_unet((256, 512, 512), (0, 0, 1), 2, 32, 12), (3, 16, 64, 64), 32),
     Case("128/256/448/512", lambda: pixel_unet((128, 256, 448, 512), (0, 0, 1, 1), 2, 64, 3), (3, 16, 64, 64), 16),
     Case(
-        "diffusers UNet3D, eager", lambda: peer_unet((128, 256, 384, 512), 64, 768), (3, 16, 64, 64), 4, 768,
+        "diffusers UNet3D", lambda: peer_unet((128, 256, 384, 512), 64, 768), (3, 16, 64, 64), 4, 768,
         compiled=False, peer=True,
     ),
-    Case("SD 1.5 shape, 32x32", lambda: latent_unet((320, 640, 1280, 1280), 32, 768), (4, 16, 32, 32), 4, 768),
+    Case("SD 1.5 shape, 32x32", lambda: latent_unet((320, 640, 1280, 1280), 32, 768), (4, 16, 32, 32), 16, 768),
 ]  # fmt: skip
+MEMORY_CASES = [
+    replace(case, name=f"{case.name}{', recomputed' if recompute else ''}", recompute=recompute)
+    for case in (
+        GPU_CASES[2],
+        Case(
+            "unshuffled 1536/1536/1536",
+            lambda: pixel_unet((1536,) * 3, (0, 1, 1), 1, 32, 12),
+            (3, 16, 64, 64),
+            1,
+        ),
+    )
+    for recompute in (False, True)
+]
 CPU_CASES = [
-    Case("unshuffled 32/32", lambda: pixel_unet((32, 32), (0, 1), 1, 8, 12), (12, 4, 8, 8), 2, compiled=False),
+    Case("unshuffled 32/32", lambda: pixel_unet((32, 32), (0, 1), 1, 8, 12), (3, 4, 16, 16), 2, compiled=False),
     Case("16/32", lambda: pixel_unet((16, 32), (0, 1), 1, 16, 3), (3, 4, 16, 16), 2, compiled=False),
     Case(
-        "diffusers UNet3D, eager", lambda: peer_unet((16, 32), 16, 32), (3, 4, 16, 16), 2, 32,
+        "diffusers UNet3D", lambda: peer_unet((16, 32), 16, 32), (3, 4, 16, 16), 2, 32,
         compiled=False, peer=True,
     ),
     Case("SD 1.5 shape, 16x16", lambda: latent_unet((16, 16, 32, 32), 16, 32), (4, 4, 16, 16), 2, 32, compiled=False),
@@ -197,43 +211,72 @@ def count_flops(case: Case) -> float:
     return counter.get_total_flops() / 1e12
 
 
-def measure(case: Case, device: torch.device, peak: float, repeats: int) -> tuple[Row, Step]:
+def measure(case: Case, device: torch.device, peak: float, repeats: int) -> Iterator[tuple[Row, Step]]:
+    """Eager, and then compiled where the case is; the first eager step chooses cuDNN's algorithms for both."""
     flops = count_flops(case) * case.batch
-    if device.type == "cuda":
-        torch.cuda.empty_cache()
-        torch.cuda.reset_peak_memory_stats()
     step = Step(case, device)
-    if case.compiled:
-        step.network.compile_blocks()
-    start = time.perf_counter()
+    for compiled in (False, True) if case.compiled else (False,):
+        if compiled:
+            step.network.compile_blocks()
+        if device.type == "cuda":
+            # Conv3d has so many algorithms that trying them takes minutes.
+            torch.backends.cudnn.benchmark = not case.peer
+            torch.cuda.empty_cache()
+            torch.cuda.reset_peak_memory_stats()
+        first = seconds(step, device)
+        for _ in range(2):
+            step()
+        losses: list[Tensor] = []
+
+        def several(
+            losses: list[Tensor] = losses,
+        ) -> None:  # as in training, nothing waits for the end of a step
+            losses.extend(step() for _ in range(_TOGETHER))
+
+        times = [seconds(several, device) / _TOGETHER for _ in range(repeats)]
+        loss = float(torch.stack(losses).mean())
+        if not math.isfinite(loss):
+            raise SystemExit(f"{case.name}: the loss is {loss}, so its speed means nothing")
+        taken = statistics.median(times)
+        memory = torch.cuda.max_memory_allocated() / 1e9 if device.type == "cuda" else float("nan")
+        row = Row(
+            f"{case.name}, {'compiled' if compiled else 'eager'}",
+            sum(p.numel() for p in step.network.parameters()) / 1e6,
+            case.batch,
+            1e3 * taken,
+            case.batch / taken,
+            flops / taken,
+            flops / taken / peak,
+            memory,
+            first,
+            loss,
+        )
+        yield row, step
+
+
+def largest_batch(case: Case, device: torch.device) -> tuple[float, int]:
+    """Millions of parameters, and the most clips of 1, 2, 3, 4, 6, 8, 12, … that an eager step has memory for."""
+    largest, parameters = 0, 0.0
+    for batch in (
+        size for power in range(12) for size in ((2**power, 3 * 2 ** (power - 1)) if power else (1,))
+    ):
+        try:
+            parameters = _one_step(replace(case, batch=batch), device)
+        except torch.cuda.OutOfMemoryError:
+            break
+        largest = batch
+    torch.cuda.empty_cache()
+    return parameters, largest
+
+
+def _one_step(case: Case, device: torch.device) -> float:
+    torch.cuda.empty_cache()
+    step = Step(case, device)
+    if case.recompute:
+        step.network.checkpoint_gradients()
     step()
     synchronize(device)
-    compiling = time.perf_counter() - start
-    for _ in range(2):
-        step()
-    losses: list[Tensor] = []
-
-    def several() -> None:  # as in training, nothing waits for the end of a step
-        losses.extend(step() for _ in range(_TOGETHER))
-
-    times = [seconds(several, device) / _TOGETHER for _ in range(repeats)]
-    loss = float(torch.stack(losses).mean())
-    if not math.isfinite(loss):
-        raise SystemExit(f"{case.name}: the loss is {loss}, so its speed means nothing")
-    taken = statistics.median(times)
-    row = Row(
-        case.name,
-        sum(p.numel() for p in step.network.parameters()) / 1e6,
-        case.batch,
-        1e3 * taken,
-        case.batch / taken,
-        flops / taken,
-        flops / taken / peak,
-        torch.cuda.max_memory_allocated() / 1e9 if device.type == "cuda" else float("nan"),
-        compiling,
-        loss,
-    )
-    return row, step
+    return sum(p.numel() for p in step.network.parameters()) / 1e6
 
 
 def profile(step: Step, device: torch.device) -> str:
@@ -263,6 +306,7 @@ def main() -> None:
     )
     parser.add_argument("--profile", action="store_true", help="also the kernels that take most of the time")
     parser.add_argument("--json", type=Path, help="also write the rows here")
+    parser.add_argument("--largest", action="store_true", help="the largest batches that fit instead (cuda)")
     arguments = parser.parse_args()
     device = torch.device(arguments.device)
     if device.type == "cuda":
@@ -272,24 +316,29 @@ def main() -> None:
     print(
         f"{name}, torch {torch.__version__}, diffusers {diffusers.__version__}, matmul ceiling {peak:.3g} TFLOP/s"
     )
-    print(f"{'case':26}{'M par.':>8}{'batch':>6}{'ms':>9}{'clips/s':>9}{'TFLOP/s':>9}{'share':>7}{'GB':>7}{'1st s':>7}"
+    if arguments.largest:
+        for case in MEMORY_CASES:
+            parameters, batch = largest_batch(case, device)
+            print(f"{case.name:44}{parameters:8.0f} M parameters: up to {batch} clips", flush=True)
+        return
+    print(f"{'case':32}{'M par.':>8}{'batch':>6}{'ms':>9}{'clips/s':>9}{'TFLOP/s':>9}{'share':>7}{'GB':>7}{'1st s':>7}"
           f"{'loss':>8}")  # fmt: skip
     cases = GPU_CASES if device.type == "cuda" else CPU_CASES
     rows = []
     for index in range(len(cases)) if arguments.cases is None else arguments.cases:
         case = Case(**{**vars(cases[index]), "compiled": cases[index].compiled and not arguments.eager})
-        row, step = measure(case, device, peak, arguments.repeats)
-        rows.append(row)
-        print(
-            f"{row.name:26}{row.parameters:8.1f}{row.batch:6d}{row.ms:9.1f}{row.clips_per_second:9.1f}"
-            f"{row.tflops:9.1f}{row.share:7.1%}{row.memory:7.1f}{row.compile_seconds:7.1f}{row.loss:8.3f}",
-            flush=True,
-        )
-        if arguments.json:
-            arguments.json.write_text(json.dumps([asdict(r) for r in rows], indent=2) + "\n")
-        if arguments.profile:
-            print(profile(step, device), flush=True)
-        del step
+        for row, step in measure(case, device, peak, arguments.repeats):
+            rows.append(row)
+            print(
+                f"{row.name:32}{row.parameters:8.1f}{row.batch:6d}{row.ms:9.1f}{row.clips_per_second:9.1f}"
+                f"{row.tflops:9.1f}{row.share:7.1%}{row.memory:7.1f}{row.first_seconds:7.1f}{row.loss:8.3f}",
+                flush=True,
+            )
+            if arguments.json:
+                arguments.json.write_text(json.dumps([asdict(r) for r in rows], indent=2) + "\n")
+            if arguments.profile:
+                print(profile(step, device), flush=True)
+            del step
 
 
 if __name__ == "__main__":
