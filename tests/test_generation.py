@@ -2,16 +2,17 @@
 
 import pytest
 import torch
-from tiny import ENCODER_SHA256, make_embeddings, make_video_unet, stage_info
+from tiny import ENCODER_SHA256, make_embeddings, make_store, make_video_unet, stage_info, train_settings
 from transformers import T5Config, T5EncoderModel
 
-from pyoco_pipeline.config import GenerateSettings
+from pyoco_pipeline.config import GenerateSettings, PretrainImageSettings, StageSettings
 from pyoco_pipeline.data.batches import mix_seed
 from pyoco_pipeline.errors import UserError
 from pyoco_pipeline.generation import generate_clips, sample_batch, sampling_prior
-from pyoco_pipeline.models import save_video_model
+from pyoco_pipeline.models import inflate, save_video_model
 from pyoco_pipeline.models.text import EMBEDDED, TextEncoder, text_encoder_folder
 from pyoco_pipeline.noise import IIDNoise, MixedNoise, ProgressiveNoise
+from pyoco_pipeline.training.stages import train_image_model, train_video_model
 
 CAPTIONS = ["a red digit 1", "a blue digit 2", "an orange digit 3", "a white digit 4", "a green digit 5"]
 SHAPE = (4, 8, 8)
@@ -173,3 +174,48 @@ def test_an_encoder_whose_weights_have_changed_since_ingest_is_refused(model, tm
 
     with pytest.raises(UserError, match=r"has changed since .* Run `ingest` anew"):
         generate(model, known, ["a caption that ingest has not seen"])
+
+
+def test_bfloat16_changes_clips_by_its_rounding_only(model, embeddings):
+    exact, rounded = (generate(model, embeddings, precision=p).float() for p in ("auto", "bf16"))
+
+    assert not torch.equal(rounded, exact)
+    assert (rounded - exact).abs().mean() < 4  # of 255
+
+
+def test_compiled_sampling_gives_the_same_clips(model, embeddings, monkeypatch):
+    compiled = []
+
+    def with_a_quick_backend(block, **options):
+        compiled.append(block)
+        compile_module(block, backend="aot_eager", **options)
+
+    compile_module = torch.nn.Module.compile
+    monkeypatch.setattr(torch.nn.Module, "compile", with_a_quick_backend)
+    expected = generate(model, embeddings)
+
+    assert not compiled
+    assert (generate(model, embeddings, compile=True).int() - expected.int()).abs().max() <= 1
+    assert compiled
+
+
+def test_a_model_of_blocks_of_pixels_is_trained_inflated_and_sampled(tmp_path):
+    store = make_store(tmp_path / "clips")
+    texts = make_embeddings(tmp_path / "text", [item.caption for item in store.take()])
+    unet = {
+        "block_out_channels": (8, 16),
+        "attention_levels": (False, True),
+        "attention_heads": 2,
+        "norm_groups": 4,
+    }
+    image = PretrainImageSettings(init="scratch", unet={**unet, "patch": 2}, train=train_settings(steps=2))
+    image_model, info, _ = train_image_model(image, store, texts, tmp_path / "a")
+    save_video_model(inflate(image_model), tmp_path / "inflated", info)
+    stage = StageSettings(noise={"kind": "mixed", "alpha": 1.0}, train=train_settings(steps=2))
+    trained, info, _ = train_video_model("base", stage, tmp_path / "inflated", store, texts, tmp_path / "b")
+    save_video_model(trained, tmp_path / "base", info)
+
+    clips = generate(tmp_path / "base", texts, [item.caption for item in store.take("test")])
+
+    assert image_model.config.in_channels == 12
+    assert clips.shape == (4, 4, 8, 8, 3)
