@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from pyoco_pipeline.data import clips as clips_module
 from pyoco_pipeline.data.clips import CaptionedClip, Clip, ClipStore, write_clips
-from pyoco_pipeline.data.sources import write_source
+from pyoco_pipeline.data.write_source import write_source
 from pyoco_pipeline.data.video import VideoError
 from pyoco_pipeline.errors import UserError
 

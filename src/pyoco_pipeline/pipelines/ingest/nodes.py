@@ -25,7 +25,7 @@ def list_captions(ingest: IngestSettings) -> pd.DataFrame:
 
 def cut_clips(captions: pd.DataFrame, ingest: IngestSettings) -> FolderWriter:
     """The clips of all captions that passed validation."""
-    from pyoco_pipeline.data.sources import write_source
+    from pyoco_pipeline.data.write_source import write_source
 
     folder = ingest.source == "video_folder"
     return partial(
