@@ -9,9 +9,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tiny import make_batches, train_settings
 
-from pyoco_pipeline.data.batches import ClipBatches, mix_seed, to_float, to_uint8
+from pyoco_pipeline.data.batches import BatchOptions, ClipBatches, to_float, to_uint8
 from pyoco_pipeline.data.clips import CaptionedClip, Clip, ClipStore, write_clips
 from pyoco_pipeline.data.embeddings import TextEmbeddings, write_embeddings
+from pyoco_pipeline.data.order import mix_seed
 from pyoco_pipeline.errors import UserError
 
 CPU = torch.device("cpu")
@@ -40,7 +41,7 @@ def ten(tmp_path_factory):
 
 def batches(source, **changes) -> ClipBatches:
     defaults = {"batch_size": 4, "image_share": 0.0, "caption_dropout": 0.0, "seed": 0}
-    return ClipBatches(*source, **(defaults | changes))
+    return ClipBatches(*source, BatchOptions(**(defaults | changes)))
 
 
 def shown(batch) -> list[int]:
@@ -119,7 +120,7 @@ def test_epochs_are_in_different_orders(ten):
 @given(share=st.floats(0, 1), steps=st.integers(1, 300))
 def test_image_steps_are_spread_evenly(share, steps):
     source = ClipBatches.__new__(ClipBatches)
-    source.image_share = share
+    source.options = BatchOptions(1, image_share=share)
     images = np.cumsum([source.is_image_step(k) for k in range(steps)])
 
     # After any number of steps, as many are of images as the share says, rounded down.
@@ -144,8 +145,10 @@ def test_caption_dropout_of_nothing_and_of_everything(ten, share, expected):
 def test_training_batches_hold_training_clips_alone(digits_store, digits_embeddings):
     source = make_batches(digits_store, digits_embeddings, train_settings())
 
-    assert len(source.videos) == digits_store.manifest.counts["train"]
+    visited = {tuple(x.flatten().tolist()) for k in range(3) for x in source.batch(k, CPU).x0}
+    train = {tuple(x.flatten().tolist()) for x in to_float(torch.from_numpy(digits_store.videos("train")))}
     assert source.batch(0, CPU).x0.shape == (4, 3, 4, 8, 8)
+    assert visited == train  # twelve clips in three steps of four
 
 
 def test_a_caption_that_was_not_embedded_is_refused(ten, digits_store):

@@ -187,7 +187,7 @@ def test_noise_and_diffusion_know_no_network_class(layer: str) -> None:
     files = [PACKAGE / layer] if layer.endswith(".py") else sorted((PACKAGE / layer).rglob("*.py"))
     for path in files:
         own = {name for name in imported(path) if name.startswith("pyoco_pipeline")}
-        assert {name.split(".")[1] for name in own} <= {"noise", "diffusion", "errors"}, path
+        assert {name.split(".")[1] for name in own} <= {"noise", "noise_kernels", "diffusion", "errors"}, path
         assert not {name for name in imported(path) if name.split(".")[0] in ("diffusers", "transformers")}
 
 

@@ -10,7 +10,7 @@ import torch
 from diffusers import UNet2DConditionModel
 from torch import Tensor, nn
 
-from pyoco_pipeline.data.batches import ClipBatches
+from pyoco_pipeline.data.batches import BatchOptions, ClipBatches
 from pyoco_pipeline.data.clips import CaptionedClip, ClipStore, write_clips
 from pyoco_pipeline.data.digits import MovingDigitsSource
 from pyoco_pipeline.data.embeddings import TextEmbeddings, write_embeddings
@@ -96,14 +96,8 @@ def make_embeddings(
 
 def make_batches(store: ClipStore, embeddings: TextEmbeddings, settings: TrainSettings) -> ClipBatches:
     """The training batches of a run with these settings."""
-    return ClipBatches(
-        store,
-        embeddings,
-        batch_size=settings.batch_size,
-        image_share=settings.image_share,
-        caption_dropout=settings.caption_dropout,
-        seed=settings.seed,
-    )
+    options = BatchOptions(settings.batch_size, settings.image_share, settings.caption_dropout, settings.seed)
+    return ClipBatches(store, embeddings, options)
 
 
 def train_settings(**changes: Any) -> TrainSettings:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from functools import lru_cache
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -11,86 +11,208 @@ from torch import Tensor
 
 from pyoco_pipeline.data.clips import ClipStore
 from pyoco_pipeline.data.embeddings import Conditioning, TextEmbeddings
+from pyoco_pipeline.data.order import ShuffledOrder, Turns, mix_seed
+from pyoco_pipeline.data.reader import GroupReader, list_groups
+
+Decode = Callable[[Tensor, torch.Generator], Tensor]  # stored (N, T, H, W, C) -> what is trained on
 
 
 @dataclass(frozen=True)
 class Batch:
-    """x0: (B, C, T, H, W) float32 in [-1, 1]; cond: the network's keyword arguments, batch first."""
+    """x0: (B, C, T, H, W) float32, pixels in [-1, 1]; cond: the network's keyword arguments, batch first."""
 
     x0: Tensor
     cond: Conditioning
 
 
-class ClipBatches:
-    """Clips of one split in memory, and the batches of a training run over them.
+@dataclass(frozen=True)
+class BatchOptions:
+    """How batches are drawn.
 
-    batch_size: clips per step. A step of videos takes clips in an order shuffled anew each epoch; a step of images
-    takes as many frames as a step of videos has, each from its own clip, as clips of one frame. image_share: share
-    of image steps, 1 for image pretraining; spread evenly. caption_dropout: share of captions replaced by the empty
-    one, for classifier-free guidance.
+    batch_size: clips per step, over all processes. image_share: share of steps on images, 1 for image pretraining;
+    spread evenly. caption_dropout: share of captions replaced by the empty one, for classifier-free guidance. buffer:
+    clips that are shuffled together in memory. lanes: walks through the data that a batch takes equal parts of; with
+    as many as processes, or a multiple, each process reads only its own. with_fps: also tell the network each clip's
+    frame rate.
+    """
+
+    batch_size: int
+    image_share: float = 0.0
+    caption_dropout: float = 0.1
+    seed: int = 0
+    buffer: int = 8192
+    lanes: int = 1
+    with_fps: bool = False
+
+
+class ClipBatches:
+    """The batches of a training run over the clips of one split, read from disk as they are needed.
+
+    A step of videos takes clips of one size, in an order shuffled anew each epoch; a step of images takes as many
+    frames as a step of videos has, each from its own clip, as clips of one frame. images: another store that image
+    steps take their clips from. decode: from what is stored to what is trained on; None: pixels to [-1, 1].
     """
 
     def __init__(
         self,
         store: ClipStore,
         embeddings: TextEmbeddings,
+        options: BatchOptions,
         *,
         split: str = "train",
-        batch_size: int,
-        image_share: float,
-        caption_dropout: float,
-        seed: int,
+        images: ClipStore | None = None,
+        decode: Decode | None = None,
     ) -> None:
-        items = store.take(split)
-        self.videos = torch.from_numpy(np.stack([item.clip.video for item in items]))  # (N, T, H, W, C) uint8
-        self.rows = embeddings.rows([item.caption for item in items])
+        if options.batch_size % options.lanes:
+            raise ValueError(f"a batch of {options.batch_size} can't be split over {options.lanes} lanes")
+        self.options, self.embeddings = options, embeddings
+        self.decode = decode
+        self.frames = store.manifest.num_frames
         self.null_row = embeddings.rows([""])
-        self.embeddings = embeddings
-        self.batch_size, self.image_share = batch_size, image_share
-        self.caption_dropout, self.seed = caption_dropout, seed
+        self._videos = self._images = None
+        if options.image_share < 1:
+            self._videos = _Walks(store, embeddings, split, options)
+        if options.image_share > 0:
+            seed = mix_seed(options.seed, 4)
+            self._images = _Walks(images or store, embeddings, split, replace(options, seed=seed))
 
     def is_image_step(self, step: int) -> bool:
         """Whether step `step` (from 0) trains on images."""
-        return int((step + 1) * self.image_share) > int(step * self.image_share)
+        share = self.options.image_share
+        return int((step + 1) * share) > int(step * share)
 
-    def batch(self, step: int, device: torch.device) -> Batch:
-        """The batch of one step on `device`; a function of (seed, step)."""
-        draw = torch.Generator().manual_seed(mix_seed(self.seed, step, 1))
-        frames = self.videos.shape[1]
-        image_step = self.is_image_step(step)
-        size = self.batch_size * (frames if image_step else 1)
-        clips = self._clip_indices(step, size, image_step)
-        if image_step:
-            frame = torch.randint(frames, (size,), generator=draw)
-            pixels = self.videos[clips, frame][:, None]
-        else:
-            pixels = self.videos[clips]
-        rows = self.rows[clips]
-        dropped = torch.rand(size, generator=draw) < self.caption_dropout
-        rows = torch.where(dropped, self.null_row, rows)
-        return Batch(to_float(pixels.to(device)), self.embeddings.conditioning(rows, device))
+    def size(self, step: int) -> int:
+        """Clips in the batch of a step, images being clips of one frame."""
+        return self.options.batch_size * (self.frames if self.is_image_step(step) else 1)
 
-    def _clip_indices(self, step: int, size: int, image_step: bool) -> Tensor:
+    def batch(self, step: int, device: torch.device, part: tuple[int, int] = (0, 1)) -> Batch:
+        """The batch of one step on `device`, or the part (index, number of parts) of it; a function of (seed, step).
+
+        Raises ValueError where the batch does not split into so many parts.
+        """
+        draw = torch.Generator().manual_seed(mix_seed(self.options.seed, step, 1))
+        image_step, size = self.is_image_step(step), self.size(step)
+        mine = _slice(size, part)
+        frame = torch.randint(self.frames, (size,), generator=draw)
+        dropped = torch.rand(size, generator=draw) < self.options.caption_dropout
+        which = torch.rand(size, generator=draw)
         # Image and video steps walk through their own epochs: how many of one kind came before is known.
-        images_before = int(step * self.image_share)
-        position = (images_before if image_step else step - images_before) * size
-        count, taken = len(self.videos), []
-        while size:
-            epoch, start = divmod(position, count)
-            part = _epoch_order(self.seed, epoch, count)[start : start + size]
-            taken.append(part)
-            position, size = position + len(part), size - len(part)
-        return torch.cat(taken)
+        images_before = int(step * self.options.image_share)
+        walks = self._images if image_step else self._videos
+        assert walks is not None
+        stored, rows, fps = walks.take(
+            images_before if image_step else step - images_before, size, which, part
+        )
+        if image_step:
+            frame = frame[mine] % stored.shape[1]
+            stored = stored[torch.arange(len(stored)), frame][:, None]
+        rows = torch.where(dropped[mine], self.null_row, rows)
+        cond = dict(self.embeddings.conditioning(rows, device))
+        if self.options.with_fps:
+            cond["fps"] = fps.to(device)
+        return Batch(self._decoded(stored.to(device), step, mine.start), cond)
+
+    def _decoded(self, stored: Tensor, step: int, first: int) -> Tensor:
+        if self.decode is None:
+            return to_float(stored)
+        # A generator for each clip, so that parts of a batch draw what the whole batch draws.
+        seeds = [mix_seed(self.options.seed, step, 5, first + i) for i in range(len(stored))]
+        draws = [torch.Generator(stored.device).manual_seed(seed) for seed in seeds]
+        return torch.cat([self.decode(stored[i : i + 1], draw) for i, draw in enumerate(draws)])
 
 
-@lru_cache(maxsize=4)
-def _epoch_order(seed: int, epoch: int, count: int) -> Tensor:
-    return torch.randperm(count, generator=torch.Generator().manual_seed(mix_seed(seed, epoch, 0)))
+class _Walks:
+    """Endless walks through one store's clips, one for each of its sizes and lanes."""
+
+    def __init__(
+        self, store: ClipStore, embeddings: TextEmbeddings, split: str, options: BatchOptions
+    ) -> None:
+        if not store.manifest.counts.get(split):
+            raise store.empty(split)
+        self.lanes = options.lanes
+        sizes = sorted({(s.height, s.width) for s in store.manifest.shards if s.split == split})
+        buffer = max(1, options.buffer // options.lanes)
+        self.walks = [
+            [_Walk(store, split, size, lane, buffer, options) for lane in range(options.lanes)]
+            for size in sizes
+        ]
+        self.turns = Turns([sum(walk.order.count for walk in walks) for walks in self.walks])
+        for walks in self.walks:
+            for walk in walks:
+                walk.read_captions(store, embeddings)
+
+    def take(
+        self, step: int, size: int, which: Tensor, part: tuple[int, int]
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Clips, rows of embeddings and frame rates of part of the step-th batch, of `size` clips.
+
+        which: (size,) in [0, 1), chooses among a clip's captions.
+        """
+        walks, before = self.walks[self.turns.kind(step)], self.turns.before(step)
+        each = size // self.lanes
+        mine = _slice(size, part)
+        found = []
+        for lane, walk in enumerate(walks):
+            start, stop = max(mine.start, lane * each), min(mine.stop, (lane + 1) * each)
+            if start < stop:
+                place = before * each + start - lane * each
+                found.append(walk.take(place, stop - start, which[start:stop]))
+        clips, rows, fps = (torch.cat(parts) for parts in zip(*found, strict=True))
+        return clips, rows, fps
 
 
-def mix_seed(*parts: int) -> int:
-    """One 63-bit seed from several integers, so that streams of different purpose do not meet."""
-    return int(np.random.SeedSequence(list(parts)).generate_state(1, np.uint64)[0] >> np.uint64(1))
+class _Walk:
+    """One walk: an order, a reader, and what is known of each clip beside its pixels."""
+
+    def __init__(
+        self,
+        store: ClipStore,
+        split: str,
+        size: tuple[int, int],
+        lane: int,
+        buffer: int,
+        options: BatchOptions,
+    ) -> None:
+        groups = list_groups(store, split, size)
+        # As few groups as lanes: every lane walks through all of them, in an order of its own.
+        own = groups[lane :: options.lanes] if len(groups) >= options.lanes else groups
+        self.order = ShuffledOrder(
+            [group.rows for group in own], buffer=buffer, seed=mix_seed(options.seed, lane, 6)
+        )
+        self.reader = GroupReader(store, own, keep=2 * (buffer + max(group.rows for group in own)))
+        self.starts = np.cumsum([0, *(group.rows for group in own)])
+        self.default_fps = store.manifest.fps
+
+    def read_captions(self, store: ClipStore, embeddings: TextEmbeddings) -> None:
+        """Which embeddings belong to each clip: flat, with the place of each clip's first."""
+        counts: list[int] = []
+        captions: list[str] = []
+        rates: list[float] = []
+        for group in self.reader.groups:
+            with store.open_shard(group.shard) as file:
+                columns = ["caption", "other_captions", "fps"]
+                for row in file.read_row_group(group.index, columns=columns).to_pylist():
+                    captions += [row["caption"], *row["other_captions"]]
+                    counts.append(1 + len(row["other_captions"]))
+                    rates.append(row["fps"] or self.default_fps)
+        self.first = torch.from_numpy(np.cumsum([0, *counts]))
+        self.rows, self.fps = embeddings.rows(captions), torch.tensor(rates)
+
+    def take(self, place: int, count: int, which: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        groups, rows = self.order.take(place, count)
+        clips = self.reader.read(groups, rows)
+        self.reader.prefetch(self.order.groups_after(place + count - 1))
+        index = torch.from_numpy(self.starts[groups] + rows)
+        first, stop = self.first[index], self.first[index + 1]
+        chosen = first + (which * (stop - first)).long().clamp(max=(stop - first) - 1)
+        return clips, self.rows[chosen], self.fps[index]
+
+
+def _slice(size: int, part: tuple[int, int]) -> slice:
+    index, parts = part
+    if size % parts:
+        raise ValueError(f"a batch of {size} can't be split into {parts} equal parts")
+    return slice(index * size // parts, (index + 1) * size // parts)
 
 
 def to_float(video: Tensor) -> Tensor:

@@ -1,12 +1,16 @@
-"""Clips on disk: Parquet shards of raw uint8 frames beside a manifest that says what they are."""
+"""Clips on disk: Parquet shards of raw frames beside a manifest that says what they are.
+
+A shard holds clips of one split and one size. The order of a store is that of its shards' names.
+"""
 
 from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Iterator
-from dataclasses import asdict, dataclass, field
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -15,40 +19,56 @@ import pyarrow.parquet as pq
 from pyoco_pipeline.errors import UserError
 
 SHARD_ROWS = 1024
-SCHEMA_VERSION = 1
-
-_SCHEMA = pa.schema(
-    [
-        ("clip_id", pa.string()),
-        ("split", pa.string()),
-        ("caption", pa.string()),
-        ("attributes", pa.string()),  # JSON object of strings
-        ("video", pa.binary()),  # (T, H, W, 3) uint8 in C order
-    ]
-)
+GROUP_BYTES = 8 << 20  # of a row group: what is read at once
+SCHEMA_VERSION = 2
+SCORES = ("motion", "brightness", "letterbox", "clip_score")
 
 
 @dataclass(frozen=True)
 class Clip:
-    """One clip as it is kept: `video` is (T, H, W, 3) uint8; `attributes` is what is known beside the caption."""
+    """One clip as it is kept: `video` is (T, H, W, C), uint8 pixels or float16 latents.
+
+    attributes: what is known beside the caption; fps: frames per second, None: the store's; scores: what filters judged
+    by, among `SCORES`; phash: a 64-bit perceptual hash.
+    """
 
     clip_id: str
     video: np.ndarray
     attributes: dict[str, str] = field(default_factory=dict)
+    fps: float | None = None
+    scores: dict[str, float] = field(default_factory=dict)
+    phash: int | None = None
 
 
 @dataclass(frozen=True)
 class CaptionedClip:
-    """A clip with its caption and its split, as a store holds it."""
+    """A clip with its caption, its split and, where it has several captions, the others."""
 
     clip: Clip
     caption: str
     split: str
+    other_captions: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Shard:
+    """One file of a store: `rows` clips of one split and size, in row groups of `group_rows`, the last one shorter."""
+
+    file: str
+    split: str
+    rows: int
+    group_rows: int
+    height: int
+    width: int
 
 
 @dataclass(frozen=True)
 class Manifest:
-    """What a folder of clips holds; `sha256` is over ids, captions, splits and pixels in stored order."""
+    """What a folder of clips holds; `sha256` is over ids, captions, splits and pixels in stored order.
+
+    height, width: of most clips, the others are in `shards`. latents_of: sha256 of the clips whose latents these are.
+    autoencoder: of latents, `folder`, `sha256` and what `data.latents` needs to scale them.
+    """
 
     kind: str  # "moving_digits", "video_folder": what made the pixels
     num_frames: int
@@ -57,80 +77,182 @@ class Manifest:
     fps: float
     counts: dict[str, int]  # split -> clips
     sha256: str
+    dtype: str = "uint8"
+    channels: int = 3
+    shards: tuple[Shard, ...] = ()
+    latents_of: str | None = None
+    autoencoder: dict[str, Any] | None = None
     schema_version: int = SCHEMA_VERSION
 
 
 def write_clips(
-    folder: Path, clips: Iterable[CaptionedClip], *, kind: str, shape: tuple[int, int, int], fps: float
+    folder: Path,
+    clips: Iterable[CaptionedClip],
+    *,
+    kind: str,
+    shape: tuple[int, int, int],
+    fps: float,
+    sizes: Sequence[tuple[int, int]] = (),
+    dtype: str = "uint8",
+    channels: int = 3,
+    compression: str = "none",
+    latents_of: str | None = None,
+    autoencoder: dict[str, Any] | None = None,
 ) -> Manifest:
     """Stream clips into `folder` and return its manifest; memory does not grow with their number.
 
-    shape: (frames, height, width) that every clip must have; a clip of another shape is a ValueError.
+    shape: (frames, height, width) that every clip must have, except that its size may be one of `sizes` too; another
+    shape or dtype is a ValueError. compression: a codec of Parquet.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    digest = hashlib.sha256()
-    counts: dict[str, int] = {}
-    rows: list[dict[str, object]] = []
-    shard = 0
+    writer = ShardWriter(folder, dtype=dtype, channels=channels, compression=compression)
+    known = {shape[1:], *sizes}
+    waiting: dict[tuple[str, int, int], list[CaptionedClip]] = {}
+    numbers: dict[str, int] = {}
+    shards: list[Shard] = []
+
+    def flush(key: tuple[str, int, int]) -> None:
+        split, numbers[key[0]] = key[0], numbers.get(key[0], -1) + 1
+        shards.append(writer.write(f"{split}-{numbers[split]:05d}.parquet", waiting.pop(key)))
+
     for item in clips:
         video = item.clip.video
-        if video.shape != (*shape, 3) or video.dtype != np.uint8:
+        if video.shape[0] != shape[0] or video.shape[1:3] not in known:
             raise ValueError(
-                f"clip {item.clip.clip_id} is {video.dtype} {video.shape}, expected uint8 {(*shape, 3)}"
+                f"clip {item.clip.clip_id} is {video.dtype} {video.shape}, expected {dtype} {(*shape, channels)}"
             )
-        pixels = np.ascontiguousarray(video).tobytes()
-        for part in (item.clip.clip_id, item.split, item.caption):
-            digest.update(part.encode() + b"\0")
-        digest.update(pixels)
-        counts[item.split] = counts.get(item.split, 0) + 1
-        rows.append(
-            {
-                "clip_id": item.clip.clip_id,
-                "split": item.split,
-                "caption": item.caption,
-                "attributes": json.dumps(item.clip.attributes, sort_keys=True),
-                "video": pixels,
-            }
-        )
-        if len(rows) == SHARD_ROWS:
-            _write_shard(folder, shard, rows)
-            rows, shard = [], shard + 1
-    if rows:
-        _write_shard(folder, shard, rows)
-    manifest = Manifest(kind, *shape, fps=fps, counts=counts, sha256=digest.hexdigest())
+        key = item.split, *video.shape[1:3]
+        waiting.setdefault(key, []).append(item)
+        if len(waiting[key]) == SHARD_ROWS:
+            flush(key)
+    for key in list(waiting):
+        flush(key)
+    empty = Manifest(kind, *shape, fps=fps, counts={}, sha256="", dtype=dtype, channels=channels)
+    return write_manifest(folder, replace(empty, latents_of=latents_of, autoencoder=autoencoder), shards)
+
+
+def write_manifest(folder: Path, empty: Manifest, shards: Iterable[Shard]) -> Manifest:
+    """Complete a manifest with the shards that lie in `folder`, and write it there."""
+    ordered = tuple(sorted(shards, key=lambda shard: shard.file))
+    digest = hashlib.sha256()
+    counts: dict[str, int] = {}
+    for shard in ordered:
+        for part in pq.read_table(folder / shard.file, columns=["sha256"])["sha256"].to_pylist():
+            digest.update(part)
+        counts[shard.split] = counts.get(shard.split, 0) + shard.rows
+    manifest = replace(empty, counts=counts, sha256=digest.hexdigest(), shards=ordered)
     (folder / "manifest.json").write_text(json.dumps(asdict(manifest), indent=2) + "\n")
     return manifest
 
 
-def _write_shard(folder: Path, shard: int, rows: list[dict[str, object]]) -> None:
-    table = pa.Table.from_pylist(rows, schema=_SCHEMA)
-    pq.write_table(table, folder / f"clips-{shard:05d}.parquet", compression="zstd", row_group_size=128)
+class ShardWriter:
+    """Writes shards into `folder`; what it writes is a function of the clips alone."""
+
+    def __init__(
+        self, folder: Path, *, dtype: str = "uint8", channels: int = 3, compression: str = "none"
+    ) -> None:
+        self.folder, self.dtype, self.channels, self.compression = folder, dtype, channels, compression
+
+    def write(self, file: str, clips: Sequence[CaptionedClip]) -> Shard:
+        """Write clips of one split and size; the file is either whole or not there."""
+        first = clips[0]
+        shape = (*first.clip.video.shape[:3], self.channels)
+        for item in clips:
+            video = item.clip.video
+            if video.shape != shape or video.dtype != self.dtype:
+                raise ValueError(
+                    f"clip {item.clip.clip_id} is {video.dtype} {video.shape}, expected {self.dtype} {shape}"
+                )
+        pixels = [np.ascontiguousarray(item.clip.video).tobytes() for item in clips]
+        rows = [_row(item, data) for item, data in zip(clips, pixels, strict=True)]
+        table = pa.Table.from_pylist(rows, schema=_schema(len(pixels[0])))
+        group_rows = write_table(self.folder / file, table, self.compression)
+        return Shard(file, first.split, len(clips), group_rows, shape[1], shape[2])
+
+
+def write_table(path: Path, table: pa.Table, compression: str) -> int:
+    """Write a table of clips, aside and then in place; returns the rows of a row group, some GROUP_BYTES."""
+    clip_bytes = table.schema.field("video").type.byte_width
+    group_rows = max(1, min(SHARD_ROWS, GROUP_BYTES // clip_bytes))
+    aside = path.with_name(f".{path.name}.partial")
+    try:
+        pq.write_table(
+            table,
+            aside,
+            compression=compression,
+            row_group_size=group_rows,
+            use_dictionary=["split"],
+            write_statistics=False,
+        )
+        aside.replace(path)
+    except BaseException:
+        aside.unlink(missing_ok=True)
+        raise
+    return group_rows
+
+
+def _schema(clip_bytes: int) -> pa.Schema:
+    return pa.schema(
+        [
+            ("clip_id", pa.string()),
+            ("split", pa.string()),
+            ("caption", pa.string()),
+            ("other_captions", pa.list_(pa.string())),
+            ("attributes", pa.string()),  # JSON object of strings
+            ("fps", pa.float64()),
+            *((name, pa.float32()) for name in SCORES),
+            ("phash", pa.uint64()),
+            ("sha256", pa.binary(32)),
+            ("video", pa.binary(clip_bytes)),  # (T, H, W, C) in C order, little-endian
+        ]
+    )
+
+
+def _row(item: CaptionedClip, pixels: bytes) -> dict[str, Any]:
+    digest = hashlib.sha256()
+    for part in (item.clip.clip_id, item.split, item.caption, *item.other_captions):
+        digest.update(part.encode() + b"\0")
+    digest.update(pixels)
+    return {
+        "clip_id": item.clip.clip_id,
+        "split": item.split,
+        "caption": item.caption,
+        "other_captions": list(item.other_captions),
+        "attributes": json.dumps(item.clip.attributes, sort_keys=True),
+        "fps": item.clip.fps,
+        **{name: item.clip.scores.get(name) for name in SCORES},
+        "phash": item.clip.phash,
+        "sha256": digest.digest(),
+        "video": pixels,
+    }
 
 
 class ClipStore:
-    """Read a folder that `write_clips` made.
+    """Read a folder that `write_clips` made, on this machine or at an fsspec URL such as s3://bucket/clips.
 
     Raises UserError when the folder is not one, or was written by another version of the format.
     """
 
     def __init__(self, folder: str | Path) -> None:
-        self.folder = Path(folder)
-        path = self.folder / "manifest.json"
-        if not path.is_file():
+        self.is_remote = "://" in str(folder)
+        self.folder = folder if self.is_remote else Path(folder)
+        try:
+            content = json.loads(self._read_text("manifest.json"))
+        except FileNotFoundError as error:
             raise UserError(
                 f"{self.folder} is not a folder of clips: it has no manifest.json. Run `ingest` anew."
-            )
-        content = json.loads(path.read_text())
+            ) from error
         if content.get("schema_version") != SCHEMA_VERSION:
             raise UserError(
-                f"{path} has schema version {content.get('schema_version')}, this version reads "
+                f"{self.folder}/manifest.json has schema version {content.get('schema_version')}, this version reads "
                 f"{SCHEMA_VERSION}. Run the pipeline that made it anew."
             )
-        self.manifest = Manifest(**content)
+        shards = tuple(Shard(**shard) for shard in content.pop("shards"))
+        self.manifest = Manifest(**content, shards=shards)
 
     @property
     def shape(self) -> tuple[int, int, int]:
-        """(frames, height, width) of every clip."""
+        """(frames, height, width) of most clips."""
         return self.manifest.num_frames, self.manifest.height, self.manifest.width
 
     @property
@@ -138,21 +260,44 @@ class ClipStore:
         """The split to show and to prompt from: "test", or "train" where there are no test clips."""
         return "test" if self.manifest.counts.get("test") else "train"
 
+    def open_shard(self, shard: Shard) -> pq.ParquetFile:
+        """The Parquet file of a shard; a local one is mapped into memory, not read."""
+        if self.is_remote:
+            return pq.ParquetFile(self._remote().open(f"{self.folder}/{shard.file}", "rb"), pre_buffer=True)
+        return pq.ParquetFile(Path(self.folder) / shard.file, memory_map=True)
+
+    def clip_shape(self, shard: Shard) -> tuple[int, int, int, int]:
+        """(frames, height, width, channels) of a shard's clips."""
+        return self.manifest.num_frames, shard.height, shard.width, self.manifest.channels
+
     def clips(self, split: str | None = None, *, batch_size: int = 128) -> Iterator[CaptionedClip]:
         """Stream the clips of one split (or all) in stored order."""
-        for path in sorted(self.folder.glob("clips-*.parquet")):
-            for batch in pq.ParquetFile(path).iter_batches(batch_size=batch_size):
-                for row in batch.to_pylist():
-                    if split is None or row["split"] == split:
-                        yield CaptionedClip(self._clip(row), row["caption"], row["split"])
+        for shard in self.manifest.shards:
+            if split is None or shard.split == split:
+                with self.open_shard(shard) as file:
+                    for batch in file.iter_batches(batch_size=batch_size):
+                        for row in batch.to_pylist():
+                            clip = self._clip(row, self.clip_shape(shard))
+                            yield CaptionedClip(
+                                clip, row["caption"], row["split"], tuple(row["other_captions"])
+                            )
 
-    def _clip(self, row: dict[str, object]) -> Clip:
-        pixels: bytes = row["video"]  # type: ignore[assignment]
-        video = np.frombuffer(pixels, np.uint8).reshape(*self.shape, 3)
-        return Clip(str(row["clip_id"]), video, json.loads(str(row["attributes"])))
+    def column(self, name: str, split: str) -> Iterator[Any]:
+        """Stream one column of a split, without reading pixels."""
+        for shard in self.manifest.shards:
+            if shard.split == split:
+                with self.open_shard(shard) as file:
+                    for batch in file.iter_batches(columns=[name], batch_size=65536):
+                        yield from batch.column(0).to_pylist()
+
+    def _clip(self, row: dict[str, Any], shape: tuple[int, ...]) -> Clip:
+        video = np.frombuffer(row["video"], self.manifest.dtype).reshape(shape)
+        scores = {name: row[name] for name in SCORES if row[name] is not None}
+        attributes = json.loads(row["attributes"])
+        return Clip(row["clip_id"], video, attributes, row["fps"], scores, row["phash"])
 
     def videos(self, split: str | None = None, limit: int | None = None) -> np.ndarray:
-        """(N, T, H, W, 3) uint8 of one split in memory, at most `limit` clips."""
+        """(N, T, H, W, C) of one split in memory, at most `limit` clips."""
         return np.stack([item.clip.video for item in self.take(split, limit)])
 
     def take(self, split: str | None = None, limit: int | None = None) -> list[CaptionedClip]:
@@ -163,8 +308,33 @@ class ClipStore:
                 break
             items.append(item)
         if not items:
-            raise UserError(
-                f"{self.folder} holds no clips of split {split!r}, only {self.manifest.counts}. Check the split "
-                "column of the captions table or ingest.test_share."
-            )
+            raise self.empty(split)
         return items
+
+    def empty(self, split: str | None) -> UserError:
+        """The error of a split that has no clips."""
+        return UserError(
+            f"{self.folder} holds no clips of split {split!r}, only {self.manifest.counts}. Check the split "
+            "column of the captions table or ingest's test_share."
+        )
+
+    def _read_text(self, name: str) -> str:
+        if self.is_remote:
+            return self._remote().cat_file(f"{self.folder}/{name}").decode()
+        return (Path(self.folder) / name).read_text()
+
+    def _remote(self) -> Any:
+        import fsspec
+
+        protocol = str(self.folder).split("://", 1)[0]
+        try:
+            return fsspec.filesystem(protocol)
+        except ImportError as error:
+            raise UserError(
+                f"{self.folder} needs a package that is not installed ({error}): "
+                f'pip install -e ".[{"s3" if protocol == "s3" else protocol}]".'
+            ) from error
+        except ValueError as error:
+            raise UserError(
+                f"{self.folder} is at an address of an unknown kind, {protocol}://: {error}."
+            ) from error

@@ -139,6 +139,9 @@ class TrainSettings(Settings):
     )
     image_share: Share = 0.0  # share of steps on images, as clips of one frame
     caption_dropout: Share = 0.1  # share of captions replaced by the empty one
+    shuffle_buffer: Positive = 4096  # clips shuffled together in memory, which holds up to twice as many
+    # Walks through the data that a batch takes equal parts of; a multiple of the processes: each reads only its own.
+    data_lanes: Positive = 1
     log_every: Positive = 10  # steps
     checkpoint_every: Positive = 100  # steps
     keep_checkpoints: Positive = 2
@@ -153,6 +156,10 @@ class TrainSettings(Settings):
         if self.batch_size % self.accumulation:
             raise ValueError(
                 f"batch_size={self.batch_size} is not a multiple of accumulation={self.accumulation}"
+            )
+        if self.batch_size % self.data_lanes:
+            raise ValueError(
+                f"batch_size={self.batch_size} is not a multiple of data_lanes={self.data_lanes}"
             )
         if self.warmup_steps > self.steps:
             raise ValueError(f"warmup_steps={self.warmup_steps} is more than steps={self.steps}")

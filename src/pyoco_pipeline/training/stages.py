@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 
 from pyoco_pipeline.config import PretrainImageSettings, StageSettings
-from pyoco_pipeline.data.batches import ClipBatches
+from pyoco_pipeline.data.batches import BatchOptions, ClipBatches
 from pyoco_pipeline.data.clips import ClipStore
 from pyoco_pipeline.data.embeddings import TextEmbeddings
 from pyoco_pipeline.diffusion import EDM, Denoise, Parametrisation, parametrisation_from_config
@@ -172,13 +172,18 @@ def _check_images_train(model: VideoUNet, settings: StageSettings) -> None:
 
 
 def _batches(store: ClipStore, embeddings: TextEmbeddings, train: TrainSettings) -> ClipBatches:
-    return ClipBatches(
-        store,
-        embeddings,
+    return ClipBatches(store, embeddings, batch_options(train))
+
+
+def batch_options(train: TrainSettings) -> BatchOptions:
+    """How a training run draws its batches."""
+    return BatchOptions(
         batch_size=train.batch_size,
         image_share=train.image_share,
         caption_dropout=train.caption_dropout,
         seed=train.seed,
+        buffer=train.shuffle_buffer,
+        lanes=train.data_lanes,
     )
 
 

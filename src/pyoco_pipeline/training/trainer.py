@@ -22,7 +22,8 @@ from accelerate.state import AcceleratorState
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from pyoco_pipeline.data.batches import Batch, ClipBatches, mix_seed
+from pyoco_pipeline.data.batches import Batch, ClipBatches
+from pyoco_pipeline.data.order import mix_seed
 from pyoco_pipeline.diffusion import EDM, Denoise, LogNormalSigma, Parametrisation, edm_loss
 from pyoco_pipeline.errors import UserError
 from pyoco_pipeline.noise import NoisePrior
@@ -73,13 +74,15 @@ class Objective:
         """The network's denoiser."""
         return self.parametrisation.denoiser(network, self.sigma_data)
 
-    def draw(self, x0: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-        """Noise levels (B,) and noise (B, C, T, H, W) for clean clips.
+    def draw(
+        self, shape: torch.Size, device: torch.device, generator: torch.Generator
+    ) -> tuple[Tensor, Tensor]:
+        """Noise levels (B,) and noise of `shape` (B, C, T, H, W).
 
         A clip of one frame has the prior's marginal, N(0, I): images share no noise with each other.
         """
-        sigma = self.law().sample(len(x0), generator=generator, device=x0.device)
-        return sigma, self.prior.sample(x0.shape, generator=generator, device=x0.device)
+        sigma = self.law().sample(shape[0], generator=generator, device=device)
+        return sigma, self.prior.sample(shape, generator=generator, device=device)
 
     def loss(self, network: nn.Module, batch: Batch, sigma: Tensor, noise: Tensor) -> Tensor:
         """Mean loss over a batch."""
@@ -202,18 +205,21 @@ class _Run:
         draw = torch.Generator(self.device).manual_seed(mix_seed(settings.seed, self.step, 2))
         # Dropout draws from the global generators, on each process its own masks.
         torch.manual_seed(mix_seed(settings.seed, self.step, 3, self.accelerator.process_index))
-        # Drawn for the whole batch and then split, so that neither processes nor micro-batches change the draws.
-        batch = self.batches.batch(self.step, self.device)
-        sigma, noise = self.objective.draw(batch.x0, draw)
         parts = settings.accumulation * self.accelerator.num_processes
         first = settings.accumulation * self.accelerator.process_index
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate(settings, self.step) * group["lr_scale"]
         total = torch.zeros((), device=self.device)
+        drawn: tuple[Tensor, Tensor] | None = None
         for i in range(first, first + settings.accumulation):
-            part = _part(batch, i, parts)
+            part = self.batches.batch(self.step, self.device, (i, parts))
+            if drawn is None:
+                # For the whole batch and then split, so that neither processes nor micro-batches change the draws.
+                shape = (len(part.x0) * parts, *part.x0.shape[1:])
+                drawn = self.objective.draw(torch.Size(shape), self.device, draw)
+            sigma, noise = (whole.chunk(parts)[i] for whole in drawn)
             with self.accelerator.autocast():
-                loss = self.objective.loss(self.model, part, sigma.chunk(parts)[i], noise.chunk(parts)[i])
+                loss = self.objective.loss(self.model, part, sigma, noise)
             self.accelerator.backward(loss / settings.accumulation)
             total += loss.detach() / settings.accumulation
         total = self.accelerator.reduce(total, "mean")
@@ -360,8 +366,3 @@ def _precision(name: str) -> str:
     if name == "auto":
         name = "bf16" if torch.cuda.is_available() else "float32"
     return {"float32": "no", "bf16": "bf16"}[name]
-
-
-def _part(batch: Batch, index: int, parts: int) -> Batch:
-    cond = {key: value.chunk(parts)[index] for key, value in batch.cond.items()}
-    return Batch(batch.x0.chunk(parts)[index], cond)
