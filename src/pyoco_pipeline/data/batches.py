@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pyoco_pipeline.data.clips import ClipStore
+from pyoco_pipeline.data.clips import ClipStore, Shard
 from pyoco_pipeline.data.embeddings import Conditioning, TextEmbeddings
 from pyoco_pipeline.data.order import ShuffledOrder, Turns, mix_seed
 from pyoco_pipeline.data.reader import GroupReader, list_groups
@@ -48,9 +48,9 @@ class BatchOptions:
 class ClipBatches:
     """The batches of a training run over the clips of one split, read from disk as they are needed.
 
-    A step of videos takes clips of one size, in an order shuffled anew each epoch; a step of images takes as many
-    frames as a step of videos has, each from its own clip, as clips of one frame. images: another store that image
-    steps take their clips from. decode: from what is stored to what is trained on; None: pixels to [-1, 1].
+    A step of videos takes clips of one size, in an order shuffled anew each epoch. A step of images takes as many
+    frames as a step of videos has, as clips of one frame: the store's images or, where it has none, frames of clips,
+    each from its own. decode: from what is stored to what is trained on; None: pixels to [-1, 1].
     """
 
     def __init__(
@@ -60,7 +60,6 @@ class ClipBatches:
         options: BatchOptions,
         *,
         split: str = "train",
-        images: ClipStore | None = None,
         decode: Decode | None = None,
     ) -> None:
         if options.batch_size % options.lanes:
@@ -70,11 +69,14 @@ class ClipBatches:
         self.frames = store.manifest.num_frames
         self.null_row = embeddings.rows([""])
         self._videos = self._images = None
+        clips, images = store.shards(split), store.shards(split, images=True)
+        if not clips and (options.image_share < 1 or not images):
+            raise store.empty(split)
         if options.image_share < 1:
-            self._videos = _Walks(store, embeddings, split, options)
+            self._videos = _Walks(store, clips, embeddings, options)
         if options.image_share > 0:
-            seed = mix_seed(options.seed, 4)
-            self._images = _Walks(images or store, embeddings, split, replace(options, seed=seed))
+            own = replace(options, seed=mix_seed(options.seed, 4))
+            self._images = _Walks(store, images or clips, embeddings, own)
 
     def is_image_step(self, step: int) -> bool:
         """Whether step `step` (from 0) trains on images."""
@@ -122,24 +124,21 @@ class ClipBatches:
 
 
 class _Walks:
-    """Endless walks through one store's clips, one for each of its sizes and lanes."""
+    """Endless walks through shards, one for each size of their clips and each lane."""
 
     def __init__(
-        self, store: ClipStore, embeddings: TextEmbeddings, split: str, options: BatchOptions
+        self, store: ClipStore, shards: list[Shard], embeddings: TextEmbeddings, options: BatchOptions
     ) -> None:
-        if not store.manifest.counts.get(split):
-            raise store.empty(split)
         self.lanes = options.lanes
-        sizes = sorted({(s.height, s.width) for s in store.manifest.shards if s.split == split})
-        buffer = max(1, options.buffer // options.lanes)
+        by_size: dict[tuple[int, int], list[Shard]] = {}
+        for shard in shards:
+            by_size.setdefault((shard.height, shard.width), []).append(shard)
+        sizes = sorted(by_size)
         self.walks = [
-            [_Walk(store, split, size, lane, buffer, options) for lane in range(options.lanes)]
+            [_Walk(store, by_size[size], embeddings, options, lane) for lane in range(options.lanes)]
             for size in sizes
         ]
-        self.turns = Turns([sum(walk.order.count for walk in walks) for walks in self.walks])
-        for walks in self.walks:
-            for walk in walks:
-                walk.read_captions(store, embeddings)
+        self.turns = Turns([sum(shard.rows for shard in by_size[size]) for size in sizes])
 
     def take(
         self, step: int, size: int, which: Tensor, part: tuple[int, int]
@@ -167,13 +166,13 @@ class _Walk:
     def __init__(
         self,
         store: ClipStore,
-        split: str,
-        size: tuple[int, int],
-        lane: int,
-        buffer: int,
+        shards: list[Shard],
+        embeddings: TextEmbeddings,
         options: BatchOptions,
+        lane: int,
     ) -> None:
-        groups = list_groups(store, split, size)
+        groups = list_groups(shards)
+        buffer = max(1, options.buffer // options.lanes)
         # As few groups as lanes: every lane walks through all of them, in an order of its own.
         own = groups[lane :: options.lanes] if len(groups) >= options.lanes else groups
         self.order = ShuffledOrder(
@@ -181,10 +180,10 @@ class _Walk:
         )
         self.reader = GroupReader(store, own, keep=2 * (buffer + max(group.rows for group in own)))
         self.starts = np.cumsum([0, *(group.rows for group in own)])
-        self.default_fps = store.manifest.fps
+        self._read_captions(store, embeddings)
 
-    def read_captions(self, store: ClipStore, embeddings: TextEmbeddings) -> None:
-        """Which embeddings belong to each clip: flat, with the place of each clip's first."""
+    def _read_captions(self, store: ClipStore, embeddings: TextEmbeddings) -> None:
+        # Which embeddings belong to each clip: flat, with the place of each clip's first.
         counts: list[int] = []
         captions: list[str] = []
         rates: list[float] = []
@@ -194,7 +193,7 @@ class _Walk:
                 for row in file.read_row_group(group.index, columns=columns).to_pylist():
                     captions += [row["caption"], *row["other_captions"]]
                     counts.append(1 + len(row["other_captions"]))
-                    rates.append(row["fps"] or self.default_fps)
+                    rates.append(row["fps"] or store.manifest.fps)
         self.first = torch.from_numpy(np.cumsum([0, *counts]))
         self.rows, self.fps = embeddings.rows(captions), torch.tensor(rates)
 

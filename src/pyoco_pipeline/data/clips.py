@@ -1,6 +1,7 @@
 """Clips on disk: Parquet shards of raw frames beside a manifest that says what they are.
 
-A shard holds clips of one split and one size. The order of a store is that of its shards' names.
+A shard holds clips of one split, size and number of frames; an image is a clip of one frame. The order of a store is
+that of its shards' names.
 """
 
 from __future__ import annotations
@@ -52,12 +53,13 @@ class CaptionedClip:
 
 @dataclass(frozen=True)
 class Shard:
-    """One file of a store: `rows` clips of one split and size, in row groups of `group_rows`, the last one shorter."""
+    """One file of a store: `rows` clips of one split and shape, in row groups of `group_rows`, the last one shorter."""
 
     file: str
     split: str
     rows: int
     group_rows: int
+    frames: int
     height: int
     width: int
 
@@ -66,8 +68,9 @@ class Shard:
 class Manifest:
     """What a folder of clips holds; `sha256` is over ids, captions, splits and pixels in stored order.
 
-    height, width: of most clips, the others are in `shards`. latents_of: sha256 of the clips whose latents these are.
-    autoencoder: of latents, `folder`, `sha256` and what `data.latents` needs to scale them.
+    num_frames: of the clips that are not images. height, width: of most clips, the others are in `shards`. images:
+    counted apart. latents_of: sha256 of the clips whose latents these are. autoencoder: of latents, `folder`, `sha256`
+    and what `data.latents` needs to scale them.
     """
 
     kind: str  # "moving_digits", "video_folder": what made the pixels
@@ -79,6 +82,7 @@ class Manifest:
     sha256: str
     dtype: str = "uint8"
     channels: int = 3
+    images: int = 0  # beside the clips; of split train
     shards: tuple[Shard, ...] = ()
     latents_of: str | None = None
     autoencoder: dict[str, Any] | None = None
@@ -101,27 +105,28 @@ def write_clips(
 ) -> Manifest:
     """Stream clips into `folder` and return its manifest; memory does not grow with their number.
 
-    shape: (frames, height, width) that every clip must have, except that its size may be one of `sizes` too; another
-    shape or dtype is a ValueError. compression: a codec of Parquet.
+    shape: (frames, height, width) that every clip must have, except that its size may be one of `sizes` too, and that
+    it may be an image; another shape or dtype is a ValueError. compression: a codec of Parquet.
     """
     folder.mkdir(parents=True, exist_ok=True)
     writer = ShardWriter(folder, dtype=dtype, channels=channels, compression=compression)
     known = {shape[1:], *sizes}
-    waiting: dict[tuple[str, int, int], list[CaptionedClip]] = {}
+    waiting: dict[tuple[str, tuple[int, ...]], list[CaptionedClip]] = {}
     numbers: dict[str, int] = {}
     shards: list[Shard] = []
 
-    def flush(key: tuple[str, int, int]) -> None:
-        split, numbers[key[0]] = key[0], numbers.get(key[0], -1) + 1
-        shards.append(writer.write(f"{split}-{numbers[split]:05d}.parquet", waiting.pop(key)))
+    def flush(key: tuple[str, tuple[int, ...]]) -> None:
+        name = shard_name(key[0], key[1][0] == 1 < shape[0])
+        numbers[name] = numbers.get(name, -1) + 1
+        shards.append(writer.write(f"{name}-{numbers[name]:05d}.parquet", waiting.pop(key)))
 
     for item in clips:
         video = item.clip.video
-        if video.shape[0] != shape[0] or video.shape[1:3] not in known:
+        if video.shape[0] not in (1, shape[0]) or video.shape[1:3] not in known:
             raise ValueError(
                 f"clip {item.clip.clip_id} is {video.dtype} {video.shape}, expected {dtype} {(*shape, channels)}"
             )
-        key = item.split, *video.shape[1:3]
+        key = item.split, video.shape[:3]
         waiting.setdefault(key, []).append(item)
         if len(waiting[key]) == SHARD_ROWS:
             flush(key)
@@ -131,16 +136,25 @@ def write_clips(
     return write_manifest(folder, replace(empty, latents_of=latents_of, autoencoder=autoencoder), shards)
 
 
+def shard_name(split: str, is_image: bool) -> str:
+    """What the names of a split's shards begin with."""
+    return f"images-{split}" if is_image else split
+
+
 def write_manifest(folder: Path, empty: Manifest, shards: Iterable[Shard]) -> Manifest:
     """Complete a manifest with the shards that lie in `folder`, and write it there."""
     ordered = tuple(sorted(shards, key=lambda shard: shard.file))
     digest = hashlib.sha256()
     counts: dict[str, int] = {}
+    images = 0
     for shard in ordered:
         for part in pq.read_table(folder / shard.file, columns=["sha256"])["sha256"].to_pylist():
             digest.update(part)
-        counts[shard.split] = counts.get(shard.split, 0) + shard.rows
-    manifest = replace(empty, counts=counts, sha256=digest.hexdigest(), shards=ordered)
+        if shard.frames == empty.num_frames:
+            counts[shard.split] = counts.get(shard.split, 0) + shard.rows
+        else:
+            images += shard.rows
+    manifest = replace(empty, counts=counts, images=images, sha256=digest.hexdigest(), shards=ordered)
     (folder / "manifest.json").write_text(json.dumps(asdict(manifest), indent=2) + "\n")
     return manifest
 
@@ -167,7 +181,7 @@ class ShardWriter:
         rows = [_row(item, data) for item, data in zip(clips, pixels, strict=True)]
         table = pa.Table.from_pylist(rows, schema=_schema(len(pixels[0])))
         group_rows = write_table(self.folder / file, table, self.compression)
-        return Shard(file, first.split, len(clips), group_rows, shape[1], shape[2])
+        return Shard(file, first.split, len(clips), group_rows, *shape[:3])
 
 
 def write_table(path: Path, table: pa.Table, compression: str) -> int:
@@ -268,27 +282,21 @@ class ClipStore:
 
     def clip_shape(self, shard: Shard) -> tuple[int, int, int, int]:
         """(frames, height, width, channels) of a shard's clips."""
-        return self.manifest.num_frames, shard.height, shard.width, self.manifest.channels
+        return shard.frames, shard.height, shard.width, self.manifest.channels
 
-    def clips(self, split: str | None = None, *, batch_size: int = 128) -> Iterator[CaptionedClip]:
-        """Stream the clips of one split (or all) in stored order."""
-        for shard in self.manifest.shards:
-            if split is None or shard.split == split:
-                with self.open_shard(shard) as file:
-                    for batch in file.iter_batches(batch_size=batch_size):
-                        for row in batch.to_pylist():
-                            clip = self._clip(row, self.clip_shape(shard))
-                            yield CaptionedClip(
-                                clip, row["caption"], row["split"], tuple(row["other_captions"])
-                            )
+    def shards(self, split: str | None = None, *, images: bool = False) -> list[Shard]:
+        """The shards of clips, or of the images beside them, of one split or of all."""
+        frames = {1} - {self.manifest.num_frames} if images else {self.manifest.num_frames}
+        return [s for s in self.manifest.shards if s.frames in frames and split in (None, s.split)]
 
-    def column(self, name: str, split: str) -> Iterator[Any]:
-        """Stream one column of a split, without reading pixels."""
-        for shard in self.manifest.shards:
-            if shard.split == split:
-                with self.open_shard(shard) as file:
-                    for batch in file.iter_batches(columns=[name], batch_size=65536):
-                        yield from batch.column(0).to_pylist()
+    def clips(self, split: str | None = None, *, images: bool = False) -> Iterator[CaptionedClip]:
+        """Stream the clips, or the images beside them, of one split or of all, in stored order."""
+        for shard in self.shards(split, images=images):
+            with self.open_shard(shard) as file:
+                for batch in file.iter_batches(batch_size=shard.group_rows):
+                    for row in batch.to_pylist():
+                        clip = self._clip(row, self.clip_shape(shard))
+                        yield CaptionedClip(clip, row["caption"], row["split"], tuple(row["other_captions"]))
 
     def _clip(self, row: dict[str, Any], shape: tuple[int, ...]) -> Clip:
         video = np.frombuffer(row["video"], self.manifest.dtype).reshape(shape)

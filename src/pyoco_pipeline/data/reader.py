@@ -23,13 +23,12 @@ class Group:
     rows: int
 
 
-def list_groups(store: ClipStore, split: str, size: tuple[int, int] | None = None) -> list[Group]:
-    """The row groups of one split in stored order; size: only those of clips (height, width)."""
+def list_groups(shards: Iterable[Shard]) -> list[Group]:
+    """The row groups of shards, in order."""
     groups = []
-    for shard in store.manifest.shards:
-        if shard.split == split and size in (None, (shard.height, shard.width)):
-            for index, first in enumerate(range(0, shard.rows, shard.group_rows)):
-                groups.append(Group(shard, index, min(shard.group_rows, shard.rows - first)))
+    for shard in shards:
+        for index, first in enumerate(range(0, shard.rows, shard.group_rows)):
+            groups.append(Group(shard, index, min(shard.group_rows, shard.rows - first)))
     return groups
 
 

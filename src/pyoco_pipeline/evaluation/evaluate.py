@@ -92,6 +92,12 @@ def evaluate_clips(
 
 def _check_comparable(generated: ClipStore, reference: ClipStore) -> None:
     first, second = generated.manifest, reference.manifest
+    sizes = sorted({(shard.height, shard.width) for shard in reference.shards(REFERENCE_SPLIT)})
+    if len(sizes) > 1:
+        raise UserError(
+            f"{reference.folder} has clips of {len(sizes)} sizes, from {sizes[0]} to {sizes[-1]}, and a distance needs "
+            "one: evaluate against clips that were ingested without ingest.buckets."
+        )
     for what in ("num_frames", "height", "width", "fps"):
         a, b = getattr(first, what), getattr(second, what)
         if a != b:
@@ -112,7 +118,7 @@ def _refusals(generated: ClipStore, reference: ClipStore) -> dict[str, str]:
     elif frames < MIN_FRAMES:
         reason = f"Digits3D needs clips of at least {MIN_FRAMES} frames, and these have {frames}."
         refused = dict.fromkeys(DIGITS_METRICS, reason)
-    elif missing := [k for k in CLASSES if k not in next(generated.clips(batch_size=1)).clip.attributes]:
+    elif missing := [k for k in CLASSES if k not in next(generated.clips()).clip.attributes]:
         refused["caption_accuracy"] = (
             f"The clips in {generated.folder} do not say their {', '.join(missing)}."
         )
