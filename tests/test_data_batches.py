@@ -9,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tiny import make_batches, train_settings
 
+from pyoco_pipeline.data import clips as clips_module
 from pyoco_pipeline.data.batches import BatchOptions, ClipBatches, to_float, to_uint8
 from pyoco_pipeline.data.clips import CaptionedClip, Clip, ClipStore, write_clips
 from pyoco_pipeline.data.embeddings import TextEmbeddings, write_embeddings
@@ -169,3 +170,115 @@ def test_seeds_of_different_purpose_do_not_meet():
 
     assert len(set(seeds)) == len(seeds)
     assert all(0 <= seed < 2**63 for seed in seeds)
+
+
+def test_parts_of_a_batch_are_the_batch(ten):
+    for changes in ({}, {"image_share": 1.0}, {"lanes": 2}, {"caption_dropout": 0.5}):
+        whole = batches(ten, **changes).batch(3, CPU)
+        for parts in (1, 2, 4):
+            source = batches(ten, **changes)
+            found = [source.batch(3, CPU, (i, parts)) for i in range(parts)]
+            assert torch.equal(torch.cat([part.x0 for part in found]), whole.x0)
+            for name, value in whole.cond.items():
+                assert torch.equal(torch.cat([part.cond[name] for part in found]), value)
+
+
+def test_a_part_reads_only_the_groups_of_its_lanes(tmp_path, monkeypatch):
+    monkeypatch.setattr(clips_module, "SHARD_ROWS", 2)
+    source = ClipBatches(*numbered(tmp_path, 16), BatchOptions(4, caption_dropout=0.0, lanes=2))
+    source.batch(0, CPU, (1, 2))
+    first, second = source._videos.walks[0]
+
+    assert not first.reader._read
+    assert len(second.reader._read) == 4
+    assert {shown for k in range(4) for shown in shown_of(source, k)} == set(range(16))
+
+
+def shown_of(source: ClipBatches, step: int) -> list[int]:
+    return shown(source.batch(step, CPU))
+
+
+def test_a_batch_that_does_not_split_is_a_value_error(ten):
+    with pytest.raises(ValueError, match="a batch of 4 can't be split into 3 equal parts"):
+        batches(ten).batch(0, CPU, (0, 3))
+    with pytest.raises(ValueError, match="a batch of 4 can't be split over 3 lanes"):
+        batches(ten, lanes=3)
+
+
+def test_clips_of_several_sizes_are_never_in_one_batch_and_all_are_seen(tmp_path):
+    sizes = {(2, 2): 7, (2, 4): 4}
+    items = []
+    for (height, width), num in sizes.items():
+        for i in range(num):
+            video = np.full((FRAMES, height, width, 3), 10 * width + i, np.uint8)
+            items.append(CaptionedClip(Clip(f"{width}-{i}", video), f"clip {i}", "train"))
+    write_clips(tmp_path / "clips", items, kind="test", shape=(FRAMES, 2, 2), fps=8.0, sizes=[(2, 4)])
+    _, text = numbered(tmp_path / "other", 7)
+    source = ClipBatches(ClipStore(tmp_path / "clips"), text, BatchOptions(3, caption_dropout=0.0))
+    seen = Counter(i for k in range(66) for i in shown(source.batch(k, CPU)))
+
+    assert {source.batch(k, CPU).x0.shape[-2:] for k in range(11)} == {(2, 2), (2, 4)}
+    # 198 clips over 11: each is seen 18 times, give or take the epoch that is under way.
+    assert seen.keys() == {20 + i for i in range(7)} | {40 + i for i in range(4)}
+    assert max(abs(count - 18) for count in seen.values()) <= 2
+
+
+def test_image_steps_take_the_stores_images_where_it_has_some(tmp_path):
+    clips, text = numbered(tmp_path, 4)
+    images = [
+        CaptionedClip(Clip(f"image {i}", np.full((1, 2, 2, 3), 100 + i, np.uint8)), f"clip {i}", "train")
+        for i in range(3)
+    ]
+    write_clips(tmp_path / "both", [*clips.take(), *images], kind="test", shape=(FRAMES, 2, 2), fps=8.0)
+    store = ClipStore(tmp_path / "both")
+    source = ClipBatches(store, text, BatchOptions(2, image_share=0.5, caption_dropout=0.0))
+
+    assert (store.manifest.counts, store.manifest.images) == ({"train": 4}, 3)
+    assert source.batch(0, CPU).x0.shape == (2, 3, FRAMES, 2, 2)
+    assert source.batch(1, CPU).x0.shape == (2 * FRAMES, 3, 1, 2, 2)
+    assert set(shown(source.batch(1, CPU))) == {100, 101, 102}
+    assert set(shown(source.batch(0, CPU))) <= set(range(4))
+
+
+def test_a_clip_of_several_captions_says_each_of_them(tmp_path):
+    clips, text = numbered(tmp_path, 5)
+    items = [CaptionedClip(item.clip, "clip 0", "train", ("clip 3", "clip 4")) for item in clips.take()[:1]]
+    write_clips(tmp_path / "several", items, kind="test", shape=(FRAMES, 2, 2), fps=8.0)
+    source = ClipBatches(ClipStore(tmp_path / "several"), text, BatchOptions(1, caption_dropout=0.0))
+    said_by_step = Counter(said(source.batch(k, CPU))[0] for k in range(300))
+
+    # Each of three captions 100 ± 8.2 times.
+    assert said_by_step.keys() == {0, 3, 4}
+    assert max(abs(count - 100) for count in said_by_step.values()) < 49
+
+
+def test_clips_carry_their_frame_rate_where_the_network_asks_for_it(tmp_path):
+    clips, text = numbered(tmp_path, 4)
+    items = [
+        CaptionedClip(Clip(str(i), item.clip.video, fps=None if i == 0 else 2.0 * i), item.caption, "train")
+        for i, item in enumerate(clips.take())
+    ]
+    write_clips(tmp_path / "rates", items, kind="test", shape=(FRAMES, 2, 2), fps=8.0)
+    source = ClipBatches(
+        ClipStore(tmp_path / "rates"), text, BatchOptions(4, caption_dropout=0.0, with_fps=True)
+    )
+    batch = source.batch(0, CPU)
+
+    assert dict(zip(shown(batch), batch.cond["fps"].tolist(), strict=True)) == {
+        0: 8.0,
+        1: 2.0,
+        2: 4.0,
+        3: 6.0,
+    }
+
+
+def test_what_is_drawn_in_decoding_does_not_depend_on_the_parts(ten):
+    def noisy(stored, generator):
+        return to_float(stored) + torch.randn(to_float(stored).shape, generator=generator)
+
+    def source():
+        return ClipBatches(*ten, BatchOptions(4, caption_dropout=0.0), decode=noisy)
+
+    whole = source().batch(5, CPU).x0
+    assert torch.equal(torch.cat([source().batch(5, CPU, (i, 2)).x0 for i in range(2)]), whole)
+    assert not torch.equal(whole, source().batch(6, CPU).x0)

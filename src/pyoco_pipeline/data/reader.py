@@ -42,6 +42,9 @@ class GroupReader:
         self.store, self.groups, self.keep = store, groups, keep
         self._threads = ThreadPoolExecutor(threads, thread_name_prefix="clips")
         self._read: OrderedDict[int, Future[np.ndarray]] = OrderedDict()
+        self._free: dict[
+            tuple[int, ...], list[np.ndarray]
+        ] = {}  # memory of groups let go of, by the shape of a clip
 
     def read(self, groups: np.ndarray, rows: np.ndarray) -> Tensor:
         """Clips (N, T, H, W, C), all of one size, in the store's dtype: row rows[i] of group groups[i]."""
@@ -73,18 +76,30 @@ class GroupReader:
         kept = sum(self.groups[group].rows for group in self._read)
         while kept > self.keep and len(self._read) > 1:
             group, reading = self._read.popitem(last=False)
-            reading.cancel()
             kept -= self.groups[group].rows
+            if not reading.cancel() and reading.exception() is None:
+                memory = reading.result().base
+                self._free.setdefault(memory.shape[1:], []).append(memory)
 
     def _load(self, number: int) -> np.ndarray:
         group = self.groups[number]
         with self.store.open_shard(group.shard) as file:
             column = file.read_row_group(group.index, columns=["video"], use_threads=False)["video"]
-        dtype = np.dtype(self.store.manifest.dtype)
-        shape = (-1, *self.store.clip_shape(group.shard))
-        parts = []
+        dtype, shape = np.dtype(self.store.manifest.dtype), self.store.clip_shape(group.shard)
+        videos = self._memory(shape, group.shard.group_rows, dtype)[: group.rows]
+        first = 0
         for chunk in column.chunks:
             width = chunk.type.byte_width
             data = np.frombuffer(chunk.buffers()[1], np.uint8, len(chunk) * width, chunk.offset * width)
-            parts.append(data.view(dtype).reshape(shape))
-        return parts[0] if len(parts) == 1 else np.concatenate(parts)
+            videos[first : first + len(chunk)] = data.view(dtype).reshape(-1, *shape)
+            first += len(chunk)
+        return videos
+
+    def _memory(self, shape: tuple[int, ...], rows: int, dtype: np.dtype) -> np.ndarray:
+        # Memory that was in use before: fresh pages cost more than reading into old ones.
+        free = self._free.get(shape, [])
+        while free:
+            memory = free.pop()
+            if len(memory) >= rows:
+                return memory
+        return np.empty((rows, *shape), dtype)
