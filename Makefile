@@ -1,9 +1,9 @@
-# setup: .venv from the lock file · run: the whole method · test: the tests · ui: MLflow · lint: style, types, safety
+# setup: .venv from the lock files · run: the whole method · test: the tests · ui: MLflow · lint: style, types, safety
 PYTHON ?= python3
 BIN := .venv/bin
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
-.PHONY: setup run test test-fast ui viz lint bench lock ci-run
+.PHONY: setup setup-dev run test test-fast ui viz lint bench lock ci-run
 
 setup: .venv/installed
 
@@ -13,13 +13,20 @@ setup: .venv/installed
 	$(BIN)/pip install --disable-pip-version-check -q --no-deps -e .
 	touch $@
 
+# What tests and extras (Ray, S3, scene cuts, datasets) need beside it.
+setup-dev: .venv/installed-dev
+
+.venv/installed-dev: .venv/installed requirements-dev.lock
+	$(BIN)/pip install --disable-pip-version-check -q --no-deps -r requirements-dev.lock
+	touch $@
+
 run: setup
 	kedro run
 
-test: setup
+test: setup-dev
 	pytest
 
-test-fast: setup
+test-fast: setup-dev
 	pytest -m "not slow"
 
 # One worker and no job runner: starts in a third of the default's time. Listens on this machine only.
@@ -30,19 +37,20 @@ ui: setup
 viz: setup
 	DO_NOT_TRACK=true kedro viz run --host 127.0.0.1
 
-lint: setup
+lint: setup-dev
 	ruff check .
 	ruff format --check .
 	mypy
 	git ls-files -z | xargs -0 detect-secrets-hook \
 		--disable-plugin HexHighEntropyString --disable-plugin Base64HighEntropyString
 
-bench: setup
+bench: setup-dev
 	for script in benchmarks/bench_*.py; do python $$script || exit 1; done
 
 # The whole method at the smallest size that still runs every part.
 ci-run: setup
 	kedro run --env ci
 
+# After `pip install -e ".[dev,ray,s3,scenes,datasets,gpu,viz]"` in .venv.
 lock:
-	$(BIN)/pip freeze --exclude-editable | sed 's/^torch==\(.*\)+cpu/torch==\1/' > requirements.lock
+	$(BIN)/python scripts/lock.py
