@@ -88,7 +88,10 @@ class Storage:
         if not is_url(location):
             return Path(location).is_file()
         with remote_errors(location):
-            return bool(_fs(location).isfile(location))
+            try:  # fsspec's isfile takes every error for a no
+                return bool(_fs(location).info(location)["type"] == "file")
+            except FileNotFoundError:
+                return False
 
     def open(self, name: str | Path, *, block_size: int = _CHUNK) -> BinaryIO:
         """A file that the settings name, for reading bytes; `block_size` is what one request to a store reads."""

@@ -53,8 +53,8 @@ class _Sample:
 class WebDatasetSource(StoredSource):
     """Captioned videos or images in tars below `root`.
 
-    shards, test_shards: patterns of the tars: *, ?, ** and {0000..0012} or {a,b}. A tar that both name is
-        a test tar. Without test_shards about `test_share` of the samples are test samples, chosen by a hash of the tar's name and the key
+    shards, test_shards: patterns of the tars: *, ?, ** and {0000..0012} or {a,b}; a tar that both name is a test tar.
+        Without test_shards about `test_share` of the samples are test samples, by a hash of the tar's name and the key
     caption_field: key of <key>.json that holds the caption; None: <key>.txt is the caption
     """
 
