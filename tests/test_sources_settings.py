@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import inspect
 import pickle
+import re
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
+import yaml
 from pydantic import ValidationError
 
 from pyoco_pipeline.data.sources import SOURCES, open_source
@@ -47,3 +50,12 @@ def test_settings_are_read_without_torch_or_a_decoder():
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+def test_the_settings_that_the_documentation_shows_are_valid():
+    text = (Path(__file__).parents[1] / "docs" / "data_sources.md").read_text(encoding="utf-8")
+    shown = [yaml.safe_load(block) for block in re.findall(r"```yaml\n(.*?)```", text, re.DOTALL)]
+    assert [kind for block in shown for kind in block] == list(SOURCES)
+    for block in shown:
+        for kind, options in block.items():
+            open_source(kind, **SETTINGS[kind](**options).model_dump())
