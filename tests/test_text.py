@@ -1,10 +1,9 @@
-"""Text encoders and the embeddings that ingest keeps of them."""
+"""Text encoders: their embeddings, and the digests that say which encoder made them."""
 
 import json
 
 import pytest
 import torch
-from tiny import make_embeddings
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import (
     CLIPTextConfig,
@@ -15,9 +14,9 @@ from transformers import (
     T5EncoderModel,
 )
 
-from pyoco_pipeline.data.embeddings import TextEmbeddings, write_embeddings
 from pyoco_pipeline.errors import UserError
-from pyoco_pipeline.models import text
+from pyoco_pipeline.models import load_stage_info, shipped, text
+from pyoco_pipeline.models.io import sha256_of
 from pyoco_pipeline.models.text import EMBEDDED, TextEncoder, text_encoder_folder
 
 CAPTIONS = ["", "a red digit", "an orange digit 7 moving slowly left and right, first right"]
@@ -150,46 +149,74 @@ def test_pickled_weights_are_refused(saved):
         TextEncoder(folder, 16)
 
 
-# --- Embeddings on disk ---
-
-
-def test_embeddings_come_back_in_half_precision_with_their_masks(tmp_path):
-    captions, tokens = ["b", "", 'ü \n"'], torch.randn(3, 4, 8)
-    mask = torch.rand(3, 4) < 0.5
-    write_embeddings(tmp_path, captions, tokens, mask, encoder="here", encoder_sha256="f")
-    read = TextEmbeddings(tmp_path)
-    cond = read.conditioning(read.rows(captions[::-1]))
-
-    assert (read.dim, read.encoder, read.encoder_sha256) == (8, "here", "f")
-    assert torch.equal(cond["encoder_hidden_states"], tokens.half().float().flip(0))
-    assert torch.equal(cond["encoder_attention_mask"], mask.flip(0))
-    assert torch.equal(read.null()["encoder_hidden_states"], tokens[1:2].half().float())
-    assert read.unknown(["b", "c"]) == ["c"]
-
-
-@pytest.mark.parametrize("captions", [["a", "b"], ["", "a", "a"], [""]])
-def test_captions_that_are_not_one_per_embedding_are_a_value_error(tmp_path, captions):
-    tokens, mask = (
-        torch.zeros(max(2, len(captions)), 4, 8),
-        torch.ones(max(2, len(captions)), 4, dtype=torch.bool),
+def test_captions_are_padded_to_a_length_of_their_own_and_batched_with_their_like(saved, monkeypatch):
+    encoder = TextEncoder(saved(t5), max_tokens=40)
+    shapes = []
+    embed = encoder._embed
+    monkeypatch.setattr(
+        encoder, "_embed", lambda ids, width: shapes.append((len(ids), width)) or embed(ids, width)
     )
+    lengths = [39, 1, 16, 17, 2, 40, 99, 33]
+    tokens, mask = encoder.encode(["red " * n for n in lengths], batch_size=2)
 
-    with pytest.raises(ValueError, match="must be distinct"):
-        write_embeddings(tmp_path, captions, tokens, mask, encoder="none", encoder_sha256="f")
-
-
-def test_a_folder_without_embeddings_is_refused(tmp_path):
-    with pytest.raises(UserError, match=r"captions\.json is missing. Run `ingest`"):
-        TextEmbeddings(tmp_path)
-
-
-def test_a_caption_without_an_embedding_is_named(tmp_path):
-    with pytest.raises(UserError, match="no embedding of the caption 'another'"):
-        make_embeddings(tmp_path, ["one"]).rows(["one", "another"])
+    assert shapes == [(2, 16), (1, 16), (1, 32), (2, 40), (2, 40)]
+    assert mask.sum(1).tolist() == [39, 1, 16, 17, 2, 40, 40, 33]
+    assert (tokens[~mask] == 0).all()
+    for i, n in enumerate(lengths):
+        torch.testing.assert_close(encoder.encode(["red " * n])[0][0], tokens[i], atol=1e-5, rtol=1e-5)
 
 
-def test_embeddings_hold_no_pickle(tmp_path):
-    make_embeddings(tmp_path, ["one"])
+def test_the_weights_are_loaded_when_the_first_caption_comes(saved):
+    folder = saved(t5)
+    encoder = TextEncoder(folder, max_tokens=16)
+    sha256, fingerprint = encoder.sha256, encoder.fingerprint
+    (folder / "model.safetensors").write_bytes(b"not weights")
 
-    assert {path.name for path in tmp_path.iterdir()} == {"captions.json", "embeddings.safetensors"}
-    assert json.loads((tmp_path / "captions.json").read_text())["captions"] == {"": 0, "one": 1}
+    assert (encoder.sha256, encoder.fingerprint) == (sha256, fingerprint)
+    with pytest.raises(Exception, match="eader"):
+        encoder.encode(["red"])
+
+
+def test_the_embedded_encoder_is_the_one_that_the_shipped_model_was_trained_with(minilm):
+    assert minilm.sha256 == load_stage_info(shipped.FOLDER).text_encoder_sha256
+    assert minilm.sha256 == sha256_of(minilm.folder / "model.safetensors")
+
+
+def test_the_digest_is_of_all_weight_files_and_no_others(saved):
+    folder = saved(t5)
+    whole = TextEncoder(folder, 16)
+    T5EncoderModel.from_pretrained(folder).save_pretrained(folder, max_shard_size="1kB")
+    (folder / "model.safetensors").unlink()
+    shards = sorted(folder.glob("*.safetensors"))
+    sharded = TextEncoder(folder, 16)
+
+    assert len(shards) > 2
+    assert sharded.sha256 != sha256_of(shards[0])
+    assert torch.equal(sharded.encode(CAPTIONS)[0], whole.encode(CAPTIONS)[0])
+    shards[-1].write_bytes(shards[-1].read_bytes()[:-1] + b"x")
+    assert TextEncoder(folder, 16).sha256 != sharded.sha256
+
+
+def test_the_fingerprint_is_of_the_tokenizer_and_configuration_too(saved):
+    folder = saved(t5)
+    before = TextEncoder(folder, 16)
+    tokenizer = json.loads((folder / "tokenizer.json").read_text())
+    tokenizer["model"]["vocab"]["red"], tokenizer["model"]["vocab"]["orange"] = 6, 5
+    (folder / "tokenizer.json").write_text(json.dumps(tokenizer))
+    after = TextEncoder(folder, 16)
+
+    assert (before.sha256, after.sha256) == (after.sha256, before.sha256)
+    assert before.fingerprint != after.fingerprint
+    assert TextEncoder(folder, 16).fingerprint == after.fingerprint
+
+
+def test_a_tokenizer_without_a_padding_token_is_refused(saved):
+    folder = saved(t5)
+    config = json.loads((folder / "tokenizer_config.json").read_text())
+    (folder / "tokenizer_config.json").write_text(
+        json.dumps({k: v for k, v in config.items() if k != "pad_token"})
+    )
+    (folder / "special_tokens_map.json").unlink(missing_ok=True)
+
+    with pytest.raises(UserError, match="has no padding token"):
+        TextEncoder(folder, 16)

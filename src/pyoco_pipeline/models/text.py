@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from functools import cached_property
 from pathlib import Path
 
 import torch
@@ -14,6 +16,8 @@ from pyoco_pipeline.models.io import sha256_of
 
 EMBEDDED = "embedded-minilm"
 _MINILM_SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
+_SETTINGS = ("*.json", "*.txt", "*.model")  # configuration and tokenizer of a transformers folder
+_MULTIPLE = 16  # of tokens; captions of alike length are batched
 
 
 def text_encoder_folder(name: str) -> Path:
@@ -50,40 +54,77 @@ def load_tokenizer(folder: Path):
 class TextEncoder:
     """Captions to token embeddings: `encode(captions)` gives (N, L, D) float32 and a mask (N, L) of real tokens.
 
-    max_tokens: L; longer captions are cut, shorter ones padded with zeros.
+    max_tokens: L; longer captions are cut, shorter ones padded with zeros. The weights are loaded when the first
+    caption is encoded.
+
+    sha256: of the weights, which trained models are checked against. Of a single file, as of the embedded MiniLM, it is
+    the file's own; of several it is the digest of their digests, in the order of their names.
+    fingerprint: digest of all that embeddings depend on but `max_tokens`: weights, configuration, tokenizer files.
     """
 
     def __init__(self, folder: Path, max_tokens: int, device: str | torch.device = "cpu") -> None:
         self.folder, self.max_tokens, self.device = folder, max_tokens, torch.device(device)
-        from transformers.utils import logging as transformers_logging
-
         weights = sorted(folder.glob("*.safetensors"))
         if not weights:
             raise UserError(
                 f"{folder} has no safetensors weights; convert them, since pickled ones are not loaded."
             )
-        self.sha256 = sha256_of(weights[0])
+        self._class = _model_class(folder)
+        self.sha256 = sha256_of(weights[0]) if len(weights) == 1 else _digest(map(sha256_of, weights))
+        files = sorted(path for pattern in _SETTINGS for path in folder.glob(pattern))
+        self.fingerprint = _digest([self.sha256, *(f"{path.name} {sha256_of(path)}" for path in files)])
         self.tokenizer = load_tokenizer(folder)
+        if self.tokenizer.pad_token_id is None:
+            raise UserError(
+                f"The tokenizer in {folder} has no padding token: set pad_token in tokenizer_config.json."
+            )
+
+    @cached_property
+    def model(self) -> torch.nn.Module:
+        """The frozen transformers model, on the device."""
+        from transformers.utils import logging as transformers_logging
+
         transformers_logging.disable_progress_bar()  # a bar for 0.1 s of loading
-        self.model = _model_class(folder).from_pretrained(folder, local_files_only=True, use_safetensors=True)
-        self.model.requires_grad_(False).eval().to(self.device)
+        model = self._class.from_pretrained(self.folder, local_files_only=True, use_safetensors=True)
+        return model.requires_grad_(False).eval().to(self.device)
 
     @torch.inference_mode()
     def encode(self, captions: Sequence[str], batch_size: int = 256) -> tuple[Tensor, Tensor]:
-        """Embed captions; a caption's embedding does not depend on what it is batched with."""
-        tokens, masks = [], []
-        for first in range(0, len(captions), batch_size):
-            batch = self.tokenizer(
-                list(captions[first : first + batch_size]),
-                padding="max_length", truncation=True, max_length=self.max_tokens, return_tensors="pt",
-            ).to(self.device)  # fmt: skip
-            hidden = self.model(
-                input_ids=batch.input_ids, attention_mask=batch.attention_mask
-            ).last_hidden_state
-            mask = batch.attention_mask.bool()
-            tokens.append((hidden.float() * mask[..., None]).cpu())
-            masks.append(mask.cpu())
-        return torch.cat(tokens), torch.cat(masks)
+        """Embed captions, short ones together; an embedding does not depend on what it is batched with.
+
+        The network sees a caption padded to the next multiple of 16 tokens, or to `max_tokens`: a function of the
+        caption alone.
+        """
+        ids = self.tokenizer(list(captions), truncation=True, max_length=self.max_tokens).input_ids
+        widths = [min(self.max_tokens, max(1, -(-len(row) // _MULTIPLE)) * _MULTIPLE) for row in ids]
+        mask = torch.zeros(len(ids), self.max_tokens, dtype=torch.bool)
+        tokens: Tensor | None = None
+        for width in sorted(set(widths)):
+            alike = [i for i, own in enumerate(widths) if own == width]
+            for first in range(0, len(alike), batch_size):
+                rows = alike[first : first + batch_size]
+                hidden, real = self._embed([ids[i] for i in rows], width)
+                if tokens is None:
+                    tokens = torch.zeros(len(ids), self.max_tokens, hidden.shape[-1])
+                tokens[rows, :width], mask[rows, :width] = hidden, real
+        if tokens is None:
+            raise ValueError("no captions to encode")
+        return tokens, mask
+
+    def _embed(self, ids: list[list[int]], width: int) -> tuple[Tensor, Tensor]:
+        padded = torch.full((len(ids), width), self.tokenizer.pad_token_id)
+        mask = torch.zeros(len(ids), width, dtype=torch.bool)
+        for row, own in enumerate(ids):
+            padded[row, : len(own)], mask[row, : len(own)] = torch.tensor(own), True
+        on_device = mask.to(self.device)
+        hidden = self.model(
+            input_ids=padded.to(self.device), attention_mask=on_device.long()
+        ).last_hidden_state
+        return (hidden.float() * on_device[..., None]).cpu(), mask
+
+
+def _digest(parts: Iterable[str]) -> str:
+    return hashlib.sha256("\n".join(parts).encode()).hexdigest()
 
 
 def _model_class(folder: Path):
