@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import json
 import tarfile
@@ -10,6 +11,8 @@ from pathlib import Path
 
 import fsspec
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 from pandas.testing import assert_frame_equal
 
 from pyoco_pipeline.data.sources import webdataset
@@ -191,3 +194,26 @@ def test_braces_stand_for_names_as_in_a_shell(pattern, names):
 def test_braces_that_stand_for_too_many_names_are_refused():
     with pytest.raises(UserError, match="more than 1,000,000 names"):
         expand_braces("{0..9999}{0..9999}")
+
+
+@given(st.data())
+@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_no_damage_to_a_tar_ends_the_listing(tmp_path, data):
+    """Whatever bytes are overwritten, there is a row for what is left, and reading it gives bytes or a VideoError."""
+    key = "d/" * 60 + "1"
+    whole = write_tar(
+        tmp_path / "whole", sample("0", b"x" * 700, "one") | sample(key, b"y", "two"), tarfile.PAX_FORMAT
+    )
+    content = bytearray(whole.read_bytes())
+    for _ in range(data.draw(st.integers(1, 6))):
+        at = data.draw(st.integers(0, len(content) - 1))
+        piece = data.draw(st.binary(min_size=1, max_size=12))
+        content[at : at + len(piece)] = piece
+    (tmp_path / "a.tar").write_bytes(content[: data.draw(st.integers(0, len(content)))])
+    source = WebDatasetSource(tmp_path, max_copy_mb=1)
+    rows: list[str] = []
+    with contextlib.suppress(UserError):  # an archive that ends before its first member holds no samples
+        rows = source.captions()["path"].tolist()
+    for path in rows:
+        with contextlib.suppress(VideoError), source.local_file(path) as file:
+            file.read_bytes()
