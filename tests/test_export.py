@@ -263,7 +263,7 @@ def test_saved_again_by_diffusers_it_still_samples_the_same(
 def test_nothing_in_the_folder_is_a_pickle_or_code_but_the_pipeline(exported: Path) -> None:
     files = [path for path in exported.rglob("*") if path.is_file()]
 
-    assert {path.suffix for path in files} <= {".json", ".safetensors", ".md", ".txt", ".py"}
+    assert {path.suffix for path in files} <= {".json", ".safetensors", ".parquet", ".md", ".txt", ".py"}
     assert [path.name for path in files if path.suffix == ".py"] == ["pipeline.py"]
     # Protocol 2 and above begin with \x80, zip archives of torch.save with PK.
     assert not [path for path in files if path.read_bytes()[:2] in (b"\x80\x02", b"\x80\x04", b"PK")]

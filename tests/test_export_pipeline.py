@@ -15,6 +15,7 @@ from projects import kedro_run, make_project
 from tiny import make_embeddings, make_store, make_video_unet, stage_info
 
 from pyoco_pipeline.data.clips import ClipStore
+from pyoco_pipeline.data.latents import write_latents
 from pyoco_pipeline.models import save_video_model
 
 PARAMS = {
@@ -32,6 +33,7 @@ def project(tmp_path: Path) -> Path:
     data = project / "data"
     store = make_store(data / "03_primary/clips")
     make_embeddings(data / "04_feature/text_embeddings", [item.caption for item in store.take()])
+    write_latents(data / "04_feature/latents", clips=store.folder, autoencoder=None)
     info = stage_info(data_sha256=store.manifest.sha256, noise={"name": "progressive", "alpha": 2.0})
     save_video_model(make_video_unet(), data / "06_models/base", info)
     return project
@@ -76,7 +78,7 @@ def test_what_export_writes_samples_what_generate_writes(
     assert (header(project)["prior"], header(project)["alpha"]) == ("progressive", 2.0)
     assert header(project)["data_sha256"] == ClipStore(project / "data/03_primary/clips").manifest.sha256
     assert "metrics" not in header(project)
-    assert not list((project / "data/06_models").glob(".*"))
+    assert not list((project / "data/06_models").glob(".[wo]*"))  # .writing-…, .old-…
 
 
 def test_the_card_has_the_metrics_of_this_model(project: Path) -> None:
@@ -112,7 +114,7 @@ def test_a_folder_that_is_no_trained_stage_is_one_sentence_and_leaves_the_last_e
     assert "holds no video model: temporal.json is missing" in done.output
     assert "Traceback" not in done.output
     assert (project / "data/06_models/export/README.md").read_text() == before
-    assert not list((project / "data/06_models").glob(".*"))
+    assert not list((project / "data/06_models").glob(".[wo]*"))  # .writing-…, .old-…
 
 
 def test_a_model_of_other_clips_than_ingested_is_refused(project: Path) -> None:

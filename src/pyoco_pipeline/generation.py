@@ -11,8 +11,9 @@ import torch
 from torch import Tensor
 
 from pyoco_pipeline.config import ExpertSettings, GenerateSettings, SamplerSettings
-from pyoco_pipeline.data.batches import mix_seed, to_uint8
+from pyoco_pipeline.data.batches import to_uint8
 from pyoco_pipeline.data.embeddings import Conditioning, TextEmbeddings
+from pyoco_pipeline.data.order import mix_seed
 from pyoco_pipeline.diffusion import (
     Churn,
     ClassifierFreeGuidance,
@@ -24,6 +25,7 @@ from pyoco_pipeline.diffusion import (
 )
 from pyoco_pipeline.errors import UserError
 from pyoco_pipeline.models import StageInfo, load_stage_info, load_video_model
+from pyoco_pipeline.models.autoencoder import Autoencoder, check_autoencoder
 from pyoco_pipeline.models.parametrisation import read_parametrisation
 from pyoco_pipeline.models.text import TextEncoder, text_encoder_folder
 from pyoco_pipeline.noise import NoisePrior, prior_from_config
@@ -37,11 +39,14 @@ def sample_batch(
     null: Conditioning,
     shape: tuple[int, int, int],
     seeds: Sequence[int],
+    autoencoder: Autoencoder | None = None,
 ) -> Tensor:
     """Guided clips (B, T, H, W, 3) uint8, one per seed; a clip is the same whatever batch it is in.
 
-    shape: (frames, height, width).
+    shape: (frames, height, width) of what the model samples: of pixels, or of latents that `autoencoder` decodes.
+    Raises UserError for noise levels that the model does not know, and for a dynamic threshold on latents.
     """
+    check_thresholding(settings, autoencoder)
     device = cond["encoder_hidden_states"].device
     try:
         sigma_min, sigma_max = sampling_range(denoise, settings.sigma_min, settings.sigma_max)
@@ -53,10 +58,10 @@ def sample_batch(
         denoise, settings.guidance_scale, null, settings.guidance_interval, settings.dynamic_threshold
     )
     conditions: dict[str, Any] = dict(cond)
-    video = sample(
+    x0 = sample(
         guided,
         prior,
-        (len(seeds), 3, *shape),
+        (len(seeds), autoencoder.channels if autoencoder else 3, *shape),
         solver=settings.solver,
         steps=settings.steps,
         sigma_min=sigma_min,
@@ -68,7 +73,19 @@ def sample_batch(
         device=device,
         **conditions,
     )
-    return to_uint8(video)
+    if autoencoder is None:
+        return to_uint8(x0)
+    # Clip by clip: the pixels of all of them in float32 are four times those that are kept.
+    return torch.cat([to_uint8(autoencoder.decode(latents)) for latents in x0.split(1)])
+
+
+def check_thresholding(settings: SamplerSettings, autoencoder: Autoencoder | None) -> None:
+    """UserError for dynamic thresholding of latents, which have no range of their own."""
+    if autoencoder is not None and settings.dynamic_threshold is not None:
+        raise UserError(
+            f"generate.sampler.dynamic_threshold={settings.dynamic_threshold} is for pixels in [-1, 1], and the model "
+            "samples latents: set it to null."
+        )
 
 
 def generate_clips(
@@ -77,15 +94,18 @@ def generate_clips(
     captions: Sequence[str],
     embeddings: TextEmbeddings,
     shape: tuple[int, int, int],
+    autoencoder: Autoencoder | None = None,
 ) -> Iterator[Tensor]:
     """Clips (T, H, W, 3) uint8 for captions, from the stage in folder `model`, clip i from seed (seed, i).
 
-    shape: (frames, height, width), that of the clips the model was trained on.
+    shape: (frames, height, width), that of the clips or latents the model was trained on. autoencoder: of the latents.
 
-    Raises UserError for a prior other than the model's unless that is asked for, for another text encoder, for another
-    shape, for noise levels that the model does not know, and for experts that do not fit together.
+    Raises UserError for a prior other than the model's unless that is asked for, for another text encoder, autoencoder
+    or shape, for noise levels that the model does not know, and for experts that do not fit together.
     """
     info = load_stage_info(model)
+    check_autoencoder(model, autoencoder.sha256 if autoencoder else None)
+    check_thresholding(settings.sampler, autoencoder)
     if info.shape != shape:
         raise UserError(
             f"{model} was trained on clips of (frames, height, width) {info.shape}, the ingested ones are {shape}: "
@@ -99,6 +119,9 @@ def generate_clips(
         )
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     denoise = open_denoiser(model, settings, device)
+    if autoencoder is not None:
+        autoencoder.to(device)
+    null = embeddings.null(device)
     cond = caption_conditioning(captions, embeddings)
     for first in range(0, len(captions), settings.batch_size):
         places = range(first, min(first + settings.batch_size, len(captions)))
@@ -106,7 +129,7 @@ def generate_clips(
         seeds = [mix_seed(settings.seed, i) for i in places]
         with torch.inference_mode(), sampling_precision(settings, device):
             yield from sample_batch(
-                denoise, prior, settings.sampler, batch, embeddings.null(device), info.shape, seeds
+                denoise, prior, settings.sampler, batch, null, info.shape, seeds, autoencoder
             ).cpu()
 
 
@@ -156,7 +179,7 @@ def _load_denoiser(folder: Path, device: torch.device, compiled: bool) -> Denois
 
 def _check_expert(key: str, folder: Path, asked: ExpertSettings, stage: StageInfo) -> None:
     info = load_stage_info(folder)
-    for name in ("noise", "shape", "text_encoder_sha256"):
+    for name in ("noise", "shape", "text_encoder_sha256", "autoencoder_sha256"):
         ours, theirs = getattr(info, name), getattr(stage, name)
         if ours != theirs:
             raise UserError(
@@ -191,7 +214,7 @@ def caption_conditioning(captions: Sequence[str], embeddings: TextEmbeddings) ->
     new = embeddings.unknown(captions)
     if not new:
         return embeddings.conditioning(embeddings.rows(captions))
-    encoder = TextEncoder(text_encoder_folder(embeddings.encoder), embeddings.tokens.shape[1])
+    encoder = TextEncoder(text_encoder_folder(embeddings.encoder), embeddings.max_tokens)
     if encoder.sha256 != embeddings.encoder_sha256:
         raise UserError(
             f"the text encoder in {encoder.folder} has changed since {embeddings.folder} was made, so it can't embed "

@@ -38,7 +38,11 @@ class Parent:
 
 @dataclass(frozen=True)
 class Card:
-    """What a card says. prompts: of which embeddings are in the folder; metrics: the content of metrics.json."""
+    """What a card says.
+
+    prompts: of which embeddings are in the folder; metrics: the content of metrics.json. autoencoder: the name of a
+    latent model's; scale: how many pixels a latent has along an axis.
+    """
 
     info: StageInfo
     sampling: Sampling
@@ -47,6 +51,8 @@ class Card:
     has_text_encoder: bool
     prompts: Sequence[str] = ()
     metrics: Mapping[str, Any] = field(default_factory=dict)
+    autoencoder: str | None = None
+    scale: int = 1
 
     def markdown(self) -> str:
         """The text of README.md, with a YAML header as the Hugging Face Hub reads it."""
@@ -69,7 +75,8 @@ class Card:
                 "sampled_with": _plain_prior(self.sampling.noise),
                 "data_sha256": info.data_sha256,
                 "text_encoder_sha256": info.text_encoder_sha256,
-                "frames_height_width": list(info.shape),
+                "autoencoder_sha256": info.autoencoder_sha256,
+                "frames_height_width": list(self._shape),
                 "fps": self.sampling.fps,
                 "training_steps": info.steps,
                 "seed": info.seed,
@@ -84,24 +91,34 @@ class Card:
         return header
 
     @property
+    def _shape(self) -> tuple[int, int, int]:
+        """(frames, height, width) in pixels."""
+        frames, height, width = self.info.shape
+        return frames, height * self.scale, width * self.scale
+
+    @property
     def _is_licence_known(self) -> bool:
         return self.parent.license != UNKNOWN
 
     def _model(self) -> str:
         info, sampling = self.info, self.sampling
         trained = prior_from_config(info.noise)
+        frames, height, width = self._shape
         rows = [
             ("noise prior", describe_prior(trained)),
             ("training data", f"clips with the sha256 `{info.data_sha256}`"),
             (
                 "clips",
-                f"{info.shape[0]} frames of {info.shape[1]}×{info.shape[2]} at {sampling.fps:g} per second",
+                f"{frames} frames of {height}×{width} at {sampling.fps:g} per second",
             ),
             ("training", f"{info.steps} steps, seed {info.seed}, torch {escape(info.torch)}"),
             ("fine-tuned from", escape(self.parent.description)),
             ("text encoder", f"{escape(self.text_encoder)}, sha256 `{info.text_encoder_sha256}`"),
             ("sampling", self._sampler()),
         ]
+        if self.autoencoder is not None:
+            named = f"{escape(self.autoencoder)}, sha256 of weights and scaling `{info.autoencoder_sha256}`"
+            rows.insert(-1, ("autoencoder", named))
         if sampling.prior != trained:
             rows.insert(1, ("sampled with another prior", describe_prior(sampling.prior)))
         return (
@@ -153,7 +170,7 @@ class Card:
         return text + _table(("metric", "value", "real clips", "generated clips", "extractor"), rows)
 
     def _licences(self) -> str:
-        return f"## Licences\n\n{licence_note(self.parent, self.text_encoder, self.has_text_encoder)}"
+        return f"## Licences\n\n{licence_note(self)}"
 
     def _contents(self) -> str:
         encoder = "the text encoder with its tokenizer" if self.has_text_encoder else "no text encoder"
@@ -165,6 +182,10 @@ class Card:
             f"{len(self.prompts)} captions and of the empty one",
             "- `model_index.json`: the sampling settings, defaults of a call",
         ]
+        if self.autoencoder is not None:
+            lines.insert(
+                1, "- `vae/`: the AutoencoderKL whose latents the model samples, in diffusers' layout"
+            )
         if self.prompts:
             lines.append("\nCaptions, for example: " + "; ".join(escape(text) for text in self.prompts[:3]))
         return "## What is in the folder\n\n" + "\n".join(lines) + "\n\nNothing in it is pickled."
@@ -212,8 +233,9 @@ def _check_descent(model: Path, parent: Path, init: str) -> None:
             )
 
 
-def licence_note(parent: Parent, text_encoder: str, has_text_encoder: bool) -> str:
+def licence_note(card: Card) -> str:
     """Which licences hold for the folder, in Markdown."""
+    parent, text_encoder = card.parent, card.text_encoder
     if parent.license == UNKNOWN:
         weights = (
             "The licence of the weights is not stated: that of the model they were fine-tuned from, and that of the "
@@ -222,7 +244,7 @@ def licence_note(parent: Parent, text_encoder: str, has_text_encoder: bool) -> s
     else:
         weights = f"The weights were fine-tuned from a model under {escape(parent.license)}, which holds for them too"
     lines = [f"- {weights} (fine-tuned from: {escape(parent.description)})."]
-    if has_text_encoder:
+    if card.has_text_encoder:
         known = text_encoder == EMBEDDED
         licence = (
             "is all-MiniLM-L6-v2, Apache-2.0"
@@ -230,6 +252,10 @@ def licence_note(parent: Parent, text_encoder: str, has_text_encoder: bool) -> s
             else f"is {escape(text_encoder)}, under its own licence"
         )
         lines.append(f"- The text encoder in `text_encoder/` {licence}.")
+    if card.autoencoder is not None:
+        lines.append(
+            f"- The autoencoder in `vae/` is that of {escape(card.autoencoder)}, under its own licence."
+        )
     lines.append("- `pipeline.py` and the package that it imports: Apache-2.0.")
     return "\n".join(lines)
 

@@ -83,8 +83,7 @@ class CaptionEncoder(ModelMixin):
     def __init__(self, embeddings: TextEmbeddings, encoder: Path | None = None) -> None:
         super().__init__()
         self.embeddings, self.folder = embeddings, encoder
-        self.register_buffer("tokens", embeddings.tokens)  # (N, L, D)
-        self.register_buffer("mask", embeddings.mask)  # (N, L)
+        self.register_buffer("place", torch.empty(0))  # which `to` moves: embeddings are given there
         self._encoder: TextEncoder | None = None
 
     @property
@@ -93,14 +92,13 @@ class CaptionEncoder(ModelMixin):
         return Path(self.embeddings.encoder).name
 
     def encode(self, captions: Sequence[str]) -> Conditioning:
-        """The network's keyword arguments for N captions, on the table's device.
+        """The network's keyword arguments for N captions, on the encoder's device.
 
         Raises UserError for a caption that is not in the table when the encoder that made the table is not there.
         """
         new = self.embeddings.unknown(captions)
         if not new:
-            rows = self.embeddings.rows(captions).to(self.device)
-            return {"encoder_hidden_states": self.tokens[rows], "encoder_attention_mask": self.mask[rows]}
+            return self.embeddings.conditioning(self.embeddings.rows(captions), self.device)
         tokens, mask = self._text_encoder(new[0]).encode(captions)
         # Through half precision, as the table keeps them.
         tokens = tokens.half().float()
@@ -124,7 +122,7 @@ class CaptionEncoder(ModelMixin):
 
     def use(self, folder: str | Path) -> None:
         """Embed new captions with the transformers model in `folder`; UserError unless it made the table."""
-        encoder = TextEncoder(Path(folder), self.embeddings.tokens.shape[1])
+        encoder = TextEncoder(Path(folder), self.embeddings.max_tokens)
         if encoder.sha256 != self.embeddings.encoder_sha256:
             raise UserError(
                 f"the text encoder in {folder} has weights of sha256 {encoder.sha256}, the model was trained with "

@@ -3,6 +3,7 @@
 <folder>/model_index.json                    the pipeline's class, components and sampling settings
 <folder>/pipeline.py                         imports the pipeline from this package
 <folder>/unet, temporal.*, stage.json, …     the stage as `save_video_model` writes it
+<folder>/vae                                 of a latent model, its AutoencoderKL
 <folder>/text_encoder                        the encoder in transformers' layout where wanted; embeddings of prompts
 <folder>/README.md, LICENSE.md               the model card
 """
@@ -25,8 +26,9 @@ from pyoco_pipeline.errors import UserError
 from pyoco_pipeline.exporting.card import Card, Parent, licence_note
 from pyoco_pipeline.exporting.components import CaptionEncoder, VideoModel
 from pyoco_pipeline.exporting.pipeline import Sampling, VideoPipeline
-from pyoco_pipeline.generation import open_denoiser, sampling_prior
+from pyoco_pipeline.generation import check_thresholding, open_denoiser, sampling_prior
 from pyoco_pipeline.models import load_stage_info
+from pyoco_pipeline.models.autoencoder import Autoencoder, check_autoencoder
 from pyoco_pipeline.models.text import EMBEDDED
 from pyoco_pipeline.noise import prior_from_config
 
@@ -58,10 +60,12 @@ def export_stage(
     fps: float,
     parent: Parent,
     metrics: Mapping[str, Any] | None = None,
+    autoencoder: Autoencoder | None = None,
 ) -> None:
     """Write the stage in folder `model`, with the prompts and settings that `generate` samples it with, into `folder`.
 
     embeddings: of ingest. parent: what the stage was fine-tuned from. metrics: the content of metrics.json.
+    autoencoder: of a latent model.
     Raises UserError where `generate` would, for an ensemble of experts, and where a text encoder is missing.
     """
     info = load_stage_info(model)
@@ -71,6 +75,8 @@ def export_stage(
             "generate.experts names several models, and export writes one: leave generate.experts out to export the "
             f"stage in {model} alone."
         )
+    check_autoencoder(model, autoencoder.sha256 if autoencoder else None)
+    check_thresholding(generate.sampler, autoencoder)
     open_denoiser(model, generate, torch.device("cpu"))  # ends here, in a sentence, where it does not load
     if info.text_encoder_sha256 != embeddings.encoder_sha256:
         raise UserError(
@@ -90,19 +96,29 @@ def export_stage(
     kept = list(dict.fromkeys(prompts)) if settings.include_captions else []
     encoder = CaptionEncoder(embeddings)
     encoder.save(folder / "text_encoder", kept, include_encoder=has_encoder)
+    if autoencoder is not None:
+        autoencoder.save(folder / "vae")
     (folder / "pipeline.py").write_text(PIPELINE)
-    (folder / "model_index.json").write_text(json.dumps(_index(sampling), indent=2) + "\n")
-    card = Card(info, sampling, parent, encoder.name, has_encoder, kept, metrics or {})
+    (folder / "model_index.json").write_text(
+        json.dumps(_index(sampling, autoencoder is not None), indent=2) + "\n"
+    )
+    named, scale = (autoencoder.name, autoencoder.downsampling) if autoencoder else (None, 1)
+    card = Card(info, sampling, parent, encoder.name, has_encoder, kept, metrics or {}, named, scale)
     (folder / "README.md").write_text(card.markdown())
-    _write_licences(folder, parent, encoder.name, has_encoder)
+    _write_licences(folder, card)
 
 
-def _index(sampling: Sampling) -> dict[str, Any]:
-    components = {"video_model": VideoModel, "text_encoder": CaptionEncoder}
+def _index(sampling: Sampling, has_autoencoder: bool) -> dict[str, Any]:
+    components = {
+        name: [kind.__module__, kind.__name__]
+        for name, kind in (("video_model", VideoModel), ("text_encoder", CaptionEncoder))
+    }
+    if has_autoencoder:
+        components["vae"] = ["diffusers", "AutoencoderKL"]
     return {
         "_class_name": ["pipeline", VideoPipeline.__name__],
         "_diffusers_version": diffusers.__version__,
-        **{name: [kind.__module__, kind.__name__] for name, kind in components.items()},
+        **components,
         "sampling": sampling.config(),
     }
 
@@ -112,9 +128,9 @@ def _not_of_a_stage(folder: str, names: list[str]) -> list[str]:
     return [path.name for path in paths if path.is_file() and path.suffix not in _STAGE_FILES]
 
 
-def _write_licences(folder: Path, parent: Parent, text_encoder: str, has_text_encoder: bool) -> None:
-    note = licence_note(parent, text_encoder, has_text_encoder)
-    (folder / "LICENSE.md").write_text(f"# Licences\n\n{note}\n")
-    for path in sorted(parent.folder.glob("LICENSE*")) if parent.folder else []:
+def _write_licences(folder: Path, card: Card) -> None:
+    (folder / "LICENSE.md").write_text(f"# Licences\n\n{licence_note(card)}\n")
+    parent = card.parent.folder
+    for path in sorted(parent.glob("LICENSE*")) if parent else []:
         if path.is_file():
             shutil.copyfile(path, folder / f"PARENT-{path.name}")

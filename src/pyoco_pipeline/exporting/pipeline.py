@@ -9,17 +9,18 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
-from diffusers import DiffusionPipeline
+from diffusers import AutoencoderKL, DiffusionPipeline
 from diffusers.utils import BaseOutput
 from PIL import Image
 from pydantic import Field, ValidationError
 from torch import Tensor
 
 from pyoco_pipeline.config import SamplerSettings
-from pyoco_pipeline.data.batches import mix_seed
+from pyoco_pipeline.data.order import mix_seed
 from pyoco_pipeline.errors import UserError
 from pyoco_pipeline.exporting.components import CaptionEncoder, VideoModel
 from pyoco_pipeline.generation import sample_batch
+from pyoco_pipeline.models.autoencoder import Autoencoder
 from pyoco_pipeline.noise import NoisePrior, prior_from_config
 from pyoco_pipeline.training.settings import Positive, Seed, Settings
 
@@ -57,17 +58,27 @@ class VideoPipelineOutput(BaseOutput):
 class VideoPipeline(DiffusionPipeline):
     """Clips for prompts, the same as `kedro run --pipeline generate` samples: clip i is drawn from (seed, i).
 
-    sampling: `Sampling.config()`; without it, the trained prior and the settings' own defaults.
+    vae: of a latent model, the one whose latents it was trained on; else UserError. sampling: `Sampling.config()`;
+    without it, the trained prior and the settings' own defaults.
     """
+
+    _optional_components = ["vae"]  # noqa: RUF012
 
     def __init__(
         self,
         video_model: VideoModel,
         text_encoder: CaptionEncoder,
+        vae: AutoencoderKL | None,
         sampling: Mapping[str, Any] | None = None,
     ) -> None:
         super().__init__()
-        self.register_modules(video_model=video_model, text_encoder=text_encoder)
+        self.register_modules(video_model=video_model, text_encoder=text_encoder, vae=vae)
+        trained, given = video_model.info.autoencoder_sha256, Autoencoder(vae).sha256 if vae else None
+        if given != trained:
+            raise UserError(
+                f"vae has the sha256 {given}, the model was trained with {trained} (None: on pixels, without one): "
+                "leave vae out of the call, so that the folder's own is loaded."
+            )
         chosen = _validated(Sampling, {"noise": video_model.info.noise} | dict(sampling or {}), "sampling")
         self.register_to_config(sampling=chosen.config())
 
@@ -135,6 +146,7 @@ class VideoPipeline(DiffusionPipeline):
         """Clips (N, T, H, W, 3) uint8."""
         device = self.video_model.device
         denoise, prior = self.video_model.denoiser(), sampling.prior
+        autoencoder = Autoencoder(self.vae) if self.vae is not None else None
         cond = self.text_encoder.encode(prompts)
         null = {key: value.to(device) for key, value in self.text_encoder.encode([negative_prompt]).items()}
         videos = []
@@ -142,7 +154,9 @@ class VideoPipeline(DiffusionPipeline):
             places = range(first, min(first + sampling.batch_size, len(prompts)))
             batch = {key: value[places.start : places.stop].to(device) for key, value in cond.items()}
             seeds = [mix_seed(sampling.seed, i) for i in places]
-            videos.append(sample_batch(denoise, prior, sampling.sampler, batch, null, shape, seeds).cpu())
+            videos.append(
+                sample_batch(denoise, prior, sampling.sampler, batch, null, shape, seeds, autoencoder).cpu()
+            )
         return torch.cat(videos)
 
 

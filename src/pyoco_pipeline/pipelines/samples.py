@@ -5,9 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 
 from pyoco_pipeline.config import SamplerSettings
-from pyoco_pipeline.data.batches import mix_seed
 from pyoco_pipeline.data.clips import ClipStore
 from pyoco_pipeline.data.embeddings import TextEmbeddings
+from pyoco_pipeline.data.latents import open_autoencoder
+from pyoco_pipeline.data.order import mix_seed
 from pyoco_pipeline.diffusion import Denoise
 from pyoco_pipeline.generation import sample_batch
 from pyoco_pipeline.noise import NoisePrior
@@ -18,7 +19,10 @@ _NUM_CLIPS = 6
 
 
 class SampleSheet:
-    """Called with (steps done, denoiser): writes a contact sheet of sampled test captions and returns its path."""
+    """Called with (steps done, denoiser): writes a contact sheet of sampled test captions and returns its path.
+
+    store: what is trained on; of latents, what decodes them is loaded at once, so that training does not end without.
+    """
 
     def __init__(
         self, folder: Path, store: ClipStore, embeddings: TextEmbeddings, prior: NoisePrior, num_frames: int
@@ -26,9 +30,12 @@ class SampleSheet:
         self.folder, self.prior, self.embeddings = folder, prior, embeddings
         self.captions = [item.caption for item in store.take(store.unseen_split, _NUM_CLIPS)]
         self.shape = (num_frames, *store.shape[1:])
+        self.autoencoder = open_autoencoder(store)
 
     def __call__(self, step: int, denoise: Denoise) -> Path:
         device = next(denoise.network.parameters()).device  # type: ignore[attr-defined]
+        if self.autoencoder is not None:
+            self.autoencoder.to(device)
         videos = sample_batch(
             denoise,
             self.prior,
@@ -37,6 +44,7 @@ class SampleSheet:
             self.embeddings.null(device),
             self.shape,
             [mix_seed(0, i) for i in range(len(self.captions))],
+            self.autoencoder,
         )
         self.folder.mkdir(parents=True, exist_ok=True)
         path = self.folder / f"step-{step:08d}.png"

@@ -14,6 +14,7 @@ from pyoco_pipeline.config import PretrainImageSettings, StageSettings
 from pyoco_pipeline.data.batches import BatchOptions, ClipBatches
 from pyoco_pipeline.data.clips import ClipStore
 from pyoco_pipeline.data.embeddings import TextEmbeddings
+from pyoco_pipeline.data.latents import autoencoder_sha256, latent_decode, sample_channels
 from pyoco_pipeline.diffusion import EDM, Denoise, Parametrisation, parametrisation_from_config
 from pyoco_pipeline.errors import UserError
 from pyoco_pipeline.models import (
@@ -27,6 +28,7 @@ from pyoco_pipeline.models import (
     save_image_model,
     save_video_model,
 )
+from pyoco_pipeline.models.autoencoder import check_autoencoder
 from pyoco_pipeline.models.frame_by_frame import ImageUNet
 from pyoco_pipeline.models.io import weights_sha256
 from pyoco_pipeline.models.parametrisation import check_channels, read_parametrisation, save_scheduler
@@ -48,12 +50,18 @@ def train_image_model(
     checkpoints: Path,
     validate: Validate | None = None,
 ) -> tuple[ImageUNet, StageInfo, History]:
-    """Train a text-conditional image model on the frames of the training clips, each frame with noise of its own."""
+    """Train a text-conditional image model on the frames of the training clips, each frame with noise of its own.
+
+    store: of the clips, or of their latents. Raises UserError where the model that training starts from is of the
+    other kind, of another text width or another schedule than its folder says.
+    """
+    if settings.init != "scratch":
+        _check_space(SHIPPED if settings.init == "shipped" else Path(settings.init), store)
     model = _image_model(settings, store, embeddings)
     _check_text_width(model, embeddings)
     run = settings.train.model_copy(update={"image_share": 1.0})
     parametrisation = _image_parametrisation(settings)
-    check_channels(parametrisation, model, settings.init, model.config["in_channels"])
+    check_channels(parametrisation, model, settings.init, _channels(model, store))
     objective = Objective(IIDNoise(), settings.sigma, settings.sigma_data, parametrisation)
     info = _stage_info("image", objective, store, embeddings, run)
     network = FrameByFrame(model)
@@ -82,11 +90,13 @@ def train_video_model(
 ) -> tuple[VideoUNet, StageInfo, History]:
     """Fine-tune the inflated model in `init` on clips, and on frames as one-frame clips, with correlated noise.
 
-    With settings.init, the model of that stage instead.
+    With settings.init, the model of that stage instead. store: of the clips, or of their latents.
     """
     init = Path(settings.init) if settings.init else init
+    _check_space(init, store)
     parametrisation = read_parametrisation(init)
     model = load_video_model(init)
+    _channels(model.image_model, store, model.options.concat_channels)
     _check_text_width(model.image_model, embeddings)
     with torch.random.fork_rng():
         torch.manual_seed(settings.train.seed)
@@ -126,6 +136,11 @@ def _image_model(settings: PretrainImageSettings, store: ClipStore, embeddings: 
                 f"pretrain_image.init=scratch makes square models, the clips are {height}x{width}."
             )
         unet = settings.unet.model_dump()
+        if store.manifest.autoencoder is not None:
+            raise UserError(
+                "pretrain_image.init=scratch makes models of pixels, and ingest.autoencoder is set: set it to null, or "
+                "init to the diffusers folder of a latent model."
+            )
         return build_image_unet(size=height, text_dim=embeddings.dim, **unet, seed=settings.train.seed)
     if settings.init == "shipped":
         return load_shipped(store.manifest.kind, store.shape[1:], embeddings.encoder_sha256)
@@ -144,6 +159,35 @@ def _speed_up(network: FrameByFrame, train: TrainSettings) -> None:
         network.checkpoint_gradients()
     if train.compile:
         network.compile_blocks()
+
+
+def _check_space(init: Path, store: ClipStore) -> None:
+    """UserError where a stage was trained in another space, of pixels or of an autoencoder's latents, than `store` is.
+
+    Only a stage says it; of another folder the number of channels has to tell.
+    """
+    if (init / "stage.json").is_file():
+        check_autoencoder(init, autoencoder_sha256(store))
+
+
+def _channels(model: ImageUNet, store: ClipStore, concatenated: int = 0) -> int:
+    """How many channels the UNet takes of what `store` holds; UserError unless they are its clips' or blocks' of them.
+
+    concatenated: further ones, of another clip.
+    """
+    takes, clips = model.config["in_channels"] - concatenated, sample_channels(store)
+    if takes != clips * math.isqrt(takes // clips) ** 2:
+        latent = store.manifest.autoencoder is not None
+        fix = (
+            "set ingest.autoencoder to null"
+            if latent
+            else "set ingest.autoencoder to the model's autoencoder"
+        )
+        raise UserError(
+            f"the image model takes {takes} channels, and ingest made {'latents' if latent else 'pixels'} of {clips}: "
+            f"{fix}, or take another model."
+        )
+    return takes
 
 
 def _check_text_width(model: ImageUNet, embeddings: TextEmbeddings) -> None:
@@ -172,7 +216,7 @@ def _check_images_train(model: VideoUNet, settings: StageSettings) -> None:
 
 
 def _batches(store: ClipStore, embeddings: TextEmbeddings, train: TrainSettings) -> ClipBatches:
-    return ClipBatches(store, embeddings, batch_options(train))
+    return ClipBatches(store, embeddings, batch_options(train), decode=latent_decode(store))
 
 
 def batch_options(train: TrainSettings) -> BatchOptions:
@@ -203,6 +247,7 @@ def _stage_info(
         device=torch.cuda.get_device_name() if torch.cuda.is_available() else platform.machine(),
         parametrisation=objective.parametrisation.config(),
         sigma_range=(objective.sigma.min, None if math.isinf(objective.sigma.max) else objective.sigma.max),
+        autoencoder_sha256=autoencoder_sha256(store),
     )
 
 
@@ -217,12 +262,14 @@ def _identity(
     chosen: dict[str, object] = {} if trainable == "all" else {"trainable": trainable}
     if info.parametrisation != EDM().config():
         chosen["parametrisation"] = info.parametrisation
+    if info.autoencoder_sha256 is not None:
+        chosen["autoencoder_sha256"] = info.autoencoder_sha256
     return chosen | {
         "noise": info.noise,
         "sigma": settings.sigma.identity(),
         "sigma_data": info.sigma_data,
         "data_sha256": info.data_sha256,
         "text_encoder_sha256": info.text_encoder_sha256,
-        "max_tokens": embeddings.tokens.shape[1],
+        "max_tokens": embeddings.max_tokens,
         "initial_weights_sha256": weights_sha256(model),
     }

@@ -24,18 +24,21 @@ def export_model(
     clips: Path,
     text_embeddings: Path,
     work: Path,
+    latents: Path,
 ) -> FolderWriter:
     """The stage as a folder for diffusers, set up to sample what `generate` samples."""
     from pyoco_pipeline.data.clips import ClipStore
     from pyoco_pipeline.data.embeddings import TextEmbeddings
+    from pyoco_pipeline.data.latents import open_autoencoder, training_store
     from pyoco_pipeline.exporting import export_stage, find_parent
     from pyoco_pipeline.models import load_stage_info
 
-    store, data = ClipStore(clips), load_stage_info(model).data_sha256
-    if store.manifest.sha256 != data:
+    store, trained = ClipStore(clips), training_store(clips, latents)
+    found, data = trained.manifest.sha256, load_stage_info(model).data_sha256
+    if found != data:
         raise UserError(
-            f"{model} was trained on clips with the sha256 {data[:12]}…, those in {clips} have "
-            f"{store.manifest.sha256[:12]}…: run `finetune_video` anew, or set ingest back."
+            f"{model} was trained on clips with the sha256 {data[:12]}…, those in {trained.folder} have "
+            f"{found[:12]}…: run `finetune_video` anew, or set ingest back."
         )
     return partial(
         export_stage,
@@ -46,17 +49,18 @@ def export_model(
         embeddings=TextEmbeddings(text_embeddings),
         fps=store.manifest.fps,
         parent=find_parent(pretrain_image.init, export.license, model),
-        metrics=_metrics(work / "metrics.json", model, data),
+        metrics=_metrics(work / "metrics.json", model, store.manifest.sha256),
+        autoencoder=open_autoencoder(trained),
     )
 
 
-def _metrics(path: Path, model: Path, data_sha256: str) -> dict[str, Any] | None:
-    """The content of metrics.json where it is of this model: on its data, and written after it."""
+def _metrics(path: Path, model: Path, clips_sha256: str) -> dict[str, Any] | None:
+    """The content of metrics.json where it is of this model: on its clips, and written after it."""
     if not path.is_file():
         return None
     metrics = json.loads(path.read_text())
     newer = path.stat().st_mtime_ns > (model / "stage.json").stat().st_mtime_ns
-    if newer and metrics["reference_sha256"] == data_sha256:
+    if newer and metrics["reference_sha256"] == clips_sha256:
         return metrics
     _log.warning("%s is older than the model or of other clips, so the card goes without metrics.", path)
     return None

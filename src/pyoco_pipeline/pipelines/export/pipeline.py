@@ -18,6 +18,7 @@ def create_pipeline(**_: object) -> Pipeline:
                     "clips",
                     "text_embeddings",
                     "reporting_folder",
+                    "latents",
                 ],
                 outputs="exported_model",
                 name="export_model",

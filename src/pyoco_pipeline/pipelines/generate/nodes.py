@@ -12,16 +12,20 @@ from pyoco_pipeline.config import GenerateSettings
 from pyoco_pipeline.datasets.folder import FolderWriter
 
 
-def sample_clips(generate: GenerateSettings, model: Path, clips: Path, text_embeddings: Path) -> FolderWriter:
+def sample_clips(
+    generate: GenerateSettings, model: Path, clips: Path, text_embeddings: Path, latents: Path
+) -> FolderWriter:
     """Sample clips with the model's own prior, kept losslessly as a folder of clips."""
     from pyoco_pipeline.data.clips import CaptionedClip, Clip, ClipStore, write_clips
     from pyoco_pipeline.data.embeddings import TextEmbeddings
+    from pyoco_pipeline.data.latents import open_autoencoder, training_store
     from pyoco_pipeline.generation import generate_clips
 
-    store, embeddings = ClipStore(clips), TextEmbeddings(text_embeddings)
+    store, trained = ClipStore(clips), training_store(clips, latents)
     asked = prompts_to_sample(generate, store)
-    captions = [caption for caption, _ in asked]
-    videos = generate_clips(model, generate, captions, embeddings, store.shape)
+    captions, embeddings = [caption for caption, _ in asked], TextEmbeddings(text_embeddings)
+    autoencoder = open_autoencoder(trained)
+    videos = generate_clips(model, generate, captions, embeddings, trained.shape, autoencoder)
     sampled = (
         CaptionedClip(Clip(f"generated-{i:06d}", video.numpy(), attributes), caption, "generated")
         for i, (video, (caption, attributes)) in enumerate(zip(videos, asked, strict=True))

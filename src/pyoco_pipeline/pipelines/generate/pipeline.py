@@ -10,7 +10,7 @@ def create_pipeline(**_: object) -> Pipeline:
         [
             Node(
                 sample_clips,
-                inputs=["params:generate", "base.model", "clips", "text_embeddings"],
+                inputs=["params:generate", "base.model", "clips", "text_embeddings", "latents"],
                 outputs="generated_clips",
                 name="sample_clips",
             ),
