@@ -213,28 +213,41 @@ def test_a_ray_worker_that_dies_names_its_task(local_ray):
         list(run_tasks(partial(calls.die_at, where="b"), tasks, executor="ray", workers=2))
 
 
-@pytest.mark.slow
-def test_an_address_without_ray_is_an_error_in_one_sentence_within_a_time_limit():
-    """In a process of its own: this one may be connected already."""
-    script = """
+ELSEWHERE = """
 import sys, isolated_calls
 from pyoco_pipeline.data.executors import run_tasks
 from pyoco_pipeline.errors import UserError
 try:
-    list(run_tasks(isolated_calls.square, [1], executor="ray", workers=1, ray_address=sys.argv[1]))
+    print(sorted(run_tasks(isolated_calls.square, [2, 3], executor="ray", workers=None, ray_address=sys.argv[1])))
 except UserError as error:
     print(error)
 """
-    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parent)}
-    said = {}
-    for address in ("127.0.0.1:9", "not an address"):
-        command = [sys.executable, "-c", script, address]
-        done = subprocess.run(
-            command, env=environment, capture_output=True, text=True, timeout=90, check=True
-        )
-        said[address] = done.stdout
-    assert said["127.0.0.1:9"].startswith(
-        "No Ray cluster answers at 127.0.0.1:9 within 20 s; check ray_address"
-    )
-    assert said["not an address"].startswith("Ray cannot be used at not an address: Invalid address format")
-    assert all(text.count("\n") == 1 for text in said.values())
+
+
+def _said_elsewhere(address: str) -> str:
+    """What a process that is not yet connected prints when it uses the Ray at `address`."""
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parent), "RAY_AUTH_MODE": "token"}
+    command = [sys.executable, "-c", ELSEWHERE, address]
+    return subprocess.run(
+        command, env=environment, capture_output=True, text=True, timeout=90, check=True
+    ).stdout
+
+
+@pytest.mark.slow
+def test_a_cluster_is_joined_by_its_address_and_goes_on_after_the_run(local_ray):
+    assert _said_elsewhere(local_ray.get_runtime_context().gcs_address) == "[(0, 4), (1, 9)]\n"
+    assert sorted(run_tasks(calls.square, TASKS, executor="ray", workers=2)) == SQUARES
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("address", "message"),
+    [
+        ("127.0.0.1:9", "No Ray cluster answers at 127.0.0.1:9 within 20 s; check ray_address"),
+        ("not an address", "Ray cannot be used at not an address: Invalid address format"),
+    ],
+)
+def test_an_address_without_ray_is_an_error_in_one_sentence_within_a_time_limit(address, message):
+    said = _said_elsewhere(address)
+    assert said.startswith(message)
+    assert said.count("\n") == 1

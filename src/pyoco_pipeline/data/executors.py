@@ -144,7 +144,7 @@ def _connected(address: str | None, workers: int | None) -> Iterator[Any]:
     address = address or os.environ.get("RAY_ADDRESS") or "local"
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     if address == "local":
-        # Ray's name for: listen on the loopback interface only. Whoever reaches its ports can run code.
+        # Ray's name for listening on the loopback interface only: whoever reaches its ports might run code.
         os.environ.setdefault("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")
     try:
         import ray
@@ -171,8 +171,8 @@ def _check_cluster(address: str) -> None:
             isolated.call(_init_ray, address)
     except IsolationError as error:
         raise UserError(
-            f"No Ray cluster answers at {address} within {CONNECT_S:g} s; check ray_address, or leave it null to "
-            "run on this machine."
+            f"No Ray cluster answers at {address} within {CONNECT_S:g} s; check ray_address (null runs on this "
+            "machine), and set RAY_AUTH_MODE=token if the cluster asks for a token."
         ) from error
 
 
