@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from html import escape
 from typing import TYPE_CHECKING
 
@@ -9,6 +10,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
     from pyoco_pipeline.data.captions import CaptionCheck, RuleOutcome
+    from pyoco_pipeline.data.drift import Drift
 
 DROPPED_SHOWN = 50  # rows listed at the end of the page
 CAPTION_SHOWN = 300  # characters
@@ -33,10 +35,10 @@ th, td { text-align: left; padding: .2rem .8rem .2rem 0; vertical-align: top; ov
 """
 
 
-def caption_report_html(check: CaptionCheck) -> str:
-    """A self-contained page of a check: counts, every rule with its first failing rows, the dropped rows.
+def caption_report_html(check: CaptionCheck, drift: Drift | None = None) -> str:
+    """A self-contained page of a check: counts, what changed, every rule with its first failing rows, dropped rows.
 
-    All text from the table and from the rules is escaped.
+    All text from the table and from the rules is escaped. Its length does not grow with the table's.
     """
     kept, dropped = len(check.kept), len(check.dropped)
     verdict = '<b class="bad">failed</b>' if check.failed or not kept else '<b class="good">passed</b>'
@@ -44,9 +46,9 @@ def caption_report_html(check: CaptionCheck) -> str:
     return (
         '<!doctype html>\n<html lang="en"><head><meta charset="utf-8"><title>Captions</title>'
         f'<meta name="viewport" content="width=device-width"><style>{_STYLE}</style></head><body>'
-        f'<h1>Captions</h1><div class="counts"><div>{verdict}check</div><div><b>{kept}</b>kept</div>'
-        f"<div><b>{dropped}</b>dropped</div><div><b>{kept + dropped}</b>in the table</div></div>"
-        f"<h2>Rules</h2>{rules}{_dropped_rows(check.dropped)}</body></html>\n"
+        f'<h1>Captions</h1><div class="counts"><div>{verdict}check</div><div><b>{kept:,}</b>kept</div>'
+        f"<div><b>{dropped:,}</b>dropped</div><div><b>{kept + dropped:,}</b>in the table</div></div>"
+        f"<h2>Rules</h2>{rules}{_dropped_rows(check.dropped)}{_drift(drift)}</body></html>\n"
     )
 
 
@@ -56,12 +58,9 @@ def _rule(rule: RuleOutcome) -> str:
         state = "within bounds" if rule.observed or rule.num_failing else "not found"
     else:
         state = {"drop": "rows dropped", "warn": "warning", "fail": "failed"}[rule.action]
-    if rule.observed:
-        found = f"observed {escape(rule.observed)}"
-    else:
-        found = f"{rule.num_failing} of {rule.num_rows} rows ({rule.percent_failing:.1f}%)"
     bar = "" if rule.observed else f'<div class="bar"><i style="width:{rule.percent_failing:.2f}%"></i></div>'
     rows = [(e.row_id, e.caption, e.detail) for e in rule.examples]
+    found = escape(rule.count_in_words)
     return (
         f'<section><p><b class="{colour}">{state}</b>: {escape(rule.reason)}</p>'
         f'<p class="muted">action {escape(rule.action)} · {escape(rule.type)} · {found}</p>{bar}'
@@ -72,15 +71,46 @@ def _rule(rule: RuleOutcome) -> str:
 def _dropped_rows(dropped: pd.DataFrame) -> str:
     if dropped.empty:
         return ""
+    reasons = [(reason, f"{count:,}") for reason, count in dropped["reason"].value_counts().items()]
+    counts = _table(("reason", "rows"), [(str(reason), count) for reason, count in reasons[:DROPPED_SHOWN]])
     first = dropped.head(DROPPED_SHOWN)
     captions = ["" if not isinstance(c, str) else c[:CAPTION_SHOWN] for c in first["caption"]]
     rows = list(zip(map(str, first["row_id"]), captions, map(str, first["reason"]), strict=True))
     more = len(dropped) - len(first)
-    note = f'<p class="muted">and {more} more rows</p>' if more else ""
-    return f"<h2>Dropped rows</h2>{_table(('row', 'caption', 'reason'), rows)}{note}"
+    note = f'<p class="muted">and {more:,} more rows</p>' if more else ""
+    return (
+        f"<h2>Dropped rows</h2>{counts}<h3>The first</h3>{_table(('row', 'caption', 'reason'), rows)}{note}"
+    )
 
 
-def _table(header: tuple[str, ...], rows: list[tuple[str, str, str]]) -> str:
+def _drift(drift: Drift | None) -> str:
+    if drift is None:
+        return ""
+    if drift.nothing_to_compare:
+        return f"<h2>Since the previous version</h2><p>Nothing to compare: {escape(drift.nothing_to_compare)}.</p>"
+    statistics = "".join(
+        f'<p><b class="{"warn" if s.exceeded else "good"}">{"changed" if s.exceeded else "alike"}</b>: '
+        f'{escape(s.name)} <span class="muted">{s.value:.3g}, limit {s.limit:.3g}</span></p>'
+        for s in drift.statistics
+    )
+    lengths = [
+        (f"{kind} {unit}", *(f"{values[f'{kind}_{when}']:,.1f}" for when in ("before", "now")))
+        for unit, values in (drift.lengths or {}).items()
+        for kind in ("mean", "median")
+    ]
+    parts = [_table(("length of a caption", "before", "now"), lengths)]
+    for name, shares in (drift.shares or {}).items():
+        rows = [(s.value[:CAPTION_SHOWN], f"{s.before:.2%}", f"{s.now:.2%}") for s in shares]
+        parts.append(_table((name, "before", "now"), rows))
+    if drift.unseen_words:
+        parts.append(f"<p>Most frequent unseen words: {escape(', '.join(drift.unseen_words))}</p>")
+    return (
+        f"<h2>Since the previous version</h2><p>{drift.rows_before:,} rows before, {drift.rows_now:,} now: "
+        f"{drift.rows_added:,} added, {drift.rows_removed:,} removed.</p>{statistics}{''.join(parts)}"
+    )
+
+
+def _table(header: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> str:
     if not rows:
         return ""
     head = "".join(f"<th>{escape(cell)}</th>" for cell in header)
