@@ -130,16 +130,6 @@ class TextEmbeddings:
             self._held = self._read(torch.arange(len(captions)))
             self._files = {}
 
-    @property
-    def tokens(self) -> Tensor:
-        """The whole table (N, L, D) in float32, however large; `conditioning` gives rows of it."""
-        return self._whole()[0].float()
-
-    @property
-    def mask(self) -> Tensor:
-        """Which tokens of the whole table are real, (N, L) bool."""
-        return self._whole()[1]
-
     def unknown(self, captions: Sequence[str]) -> list[str]:
         """The captions that ingest has not embedded."""
         return [caption for caption in captions if caption not in self._index]
@@ -168,9 +158,6 @@ class TextEmbeddings:
     def null(self, device: torch.device | str = "cpu") -> Conditioning:
         """The conditioning of the empty caption, batch of one."""
         return self.conditioning(self.rows([""]), device)
-
-    def _whole(self) -> Block:
-        return self._held if self._held is not None else self._read(torch.arange(len(self._index)))
 
     def _read(self, rows: Tensor) -> Block:
         """Tokens and mask of rows, in half precision, from the files that hold them."""
