@@ -1,11 +1,9 @@
 """Clips on disk: what is written comes back, and what can't be used is said."""
 
-import csv
 import dataclasses
 import json
 
 import numpy as np
-import pandas as pd
 import pyarrow.parquet as pq
 import pytest
 from hypothesis import given, settings
@@ -13,8 +11,6 @@ from hypothesis import strategies as st
 
 from pyoco_pipeline.data import clips as clips_module
 from pyoco_pipeline.data.clips import CaptionedClip, Clip, ClipStore, write_clips
-from pyoco_pipeline.data.video import VideoError
-from pyoco_pipeline.data.write_source import write_source
 from pyoco_pipeline.errors import UserError
 
 SHAPE = (2, 3, 4)
@@ -154,79 +150,3 @@ def test_a_split_without_clips_is_refused(tmp_path):
 
     with pytest.raises(UserError, match=r"no clips of split 'test', only \{'train': 1\}"):
         ClipStore(tmp_path).take("test")
-
-
-class RowsSource:
-    """Two clips per row, or the error of a bad row."""
-
-    kind, fps = "rows", 8.0
-
-    def __init__(self, num: int, bad: set[int], empty: bool = False) -> None:
-        self.num, self.bad, self.empty = num, bad, empty
-
-    def captions(self) -> pd.DataFrame:
-        rows = range(self.num)
-        return pd.DataFrame(
-            {
-                "row_id": [f"row-{i}" for i in rows],
-                "path": [f"{i}.mp4" for i in rows],
-                "caption": [f"caption {i}" for i in rows],
-                "split": "train",
-            }
-        )
-
-    def read(self, rows):
-        for row in rows:
-            i = int(row["row_id"][4:])
-            if i in self.bad:
-                yield VideoError(row["path"], "is cut short")
-            else:
-                yield (
-                    [] if self.empty else [Clip(f"{row['row_id']}-{k}", video(10 * i + k)) for k in range(2)]
-                )
-
-
-def ingest(folder, source, max_bad_share=0.5):
-    return write_source(folder, source, source.captions(), SHAPE, max_bad_share)
-
-
-def quarantine(folder) -> list[list[str]]:
-    with (folder / "quarantine.csv").open(newline="") as file:
-        return list(csv.reader(file))
-
-
-def test_a_source_becomes_clips_with_the_captions_of_their_rows(tmp_path):
-    ingest(tmp_path, RowsSource(3, set()))
-    items = ClipStore(tmp_path).take()
-
-    assert [item.clip.clip_id for item in items] == [f"row-{i}-{k}" for i in range(3) for k in range(2)]
-    assert [item.caption for item in items] == [f"caption {i}" for i in range(3) for _ in range(2)]
-    assert quarantine(tmp_path) == [["row_id", "path", "reason"]]
-
-
-def test_a_bad_row_is_quarantined_and_the_others_are_written(tmp_path):
-    manifest = ingest(tmp_path, RowsSource(4, {1, 3}))
-
-    assert manifest.counts == {"train": 4}
-    assert quarantine(tmp_path)[1:] == [
-        ["row-1", "1.mp4", "is cut short"],
-        ["row-3", "3.mp4", "is cut short"],
-    ]
-
-
-def test_more_bad_rows_than_their_share_end_the_run(tmp_path):
-    source = RowsSource(4, {0, 1, 3})
-
-    with pytest.raises(UserError, match=r"3 of 4 rows .* more than the share 0.5 .*row-0 \(is cut short\)"):
-        ingest(tmp_path, source)
-    assert len(quarantine(tmp_path)) == 4
-
-
-def test_a_source_of_bad_rows_alone_ends_the_run_whatever_the_share(tmp_path):
-    with pytest.raises(UserError, match=r"2 of 2 rows .* no clip is left"):
-        ingest(tmp_path, RowsSource(2, {0, 1}), max_bad_share=1.0)
-
-
-def test_a_source_without_clips_ends_the_run(tmp_path):
-    with pytest.raises(UserError, match="no clip is left"):
-        ingest(tmp_path, RowsSource(2, set(), empty=True))

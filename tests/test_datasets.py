@@ -136,3 +136,17 @@ def test_a_work_folder_is_not_saved_to(target):
         WorkFolderDataset(filepath=str(target)).save("anything")
 
     assert "work folder" in str(raised.value.__cause__)
+
+
+def test_a_folder_at_an_address_is_read_and_never_written():
+    import fsspec
+
+    dataset = FolderDataset(filepath="memory://bucket/clips")
+    assert not dataset.exists()
+    fsspec.filesystem("memory").pipe("/bucket/clips/manifest.json", b"{}")
+
+    assert dataset.exists()
+    assert dataset.load() == "memory://bucket/clips"
+    with pytest.raises(DatasetError) as raised:
+        dataset.save(writer("new"))
+    assert "only read from" in str(raised.value.__cause__)

@@ -191,7 +191,7 @@ def videos(tmp_path_factory: pytest.TempPathFactory) -> Path:
     small = {
         "ingest.height": 16,
         "ingest.width": 16,
-        "ingest.video_folder.max_clips_per_row": 4,
+        "ingest.max_clips_per_row": 4,
         "pretrain_image.train.steps": 3,
         "pretrain_image.train.warmup_steps": 1,
         "finetune_video.base.train.steps": 3,

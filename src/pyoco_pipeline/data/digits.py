@@ -6,7 +6,7 @@ whatever else is rendered. Glyphs are split into train and test before anything 
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import lru_cache
 from typing import Any
 
@@ -174,7 +174,7 @@ class MovingDigitsSource:
         parts = [plan_clips(self.num_train, "train", self.seed), plan_clips(self.num_test, "test", self.seed)]
         return pd.concat(parts, ignore_index=True)
 
-    def read(self, rows: Sequence[Mapping[Hashable, Any]]) -> Iterator[list[Clip]]:
+    def read(self, rows: Sequence[Mapping[Any, Any]]) -> Iterator[list[Clip]]:
         """The one clip of each planned row."""
         for first in range(0, len(rows), _RENDERED_AT_ONCE):
             chunk = rows[first : first + _RENDERED_AT_ONCE]

@@ -7,7 +7,7 @@ import os
 import queue
 import reprlib
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import contextmanager
 from itertools import islice
 from typing import Any, Literal, TypeVar
@@ -32,7 +32,7 @@ def run_tasks(
     executor: Executor,
     workers: int | None,
     ray_address: str | None = None,
-) -> Iterator[tuple[int, R]]:
+) -> Generator[tuple[int, R], None, None]:
     """(position in `tasks`, `function(task)`) of every task, in the order in which they are done.
 
     `function` must be importable by name (or a `functools.partial` of such a function); it, tasks and results are
@@ -62,7 +62,9 @@ def _cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def _in_processes(function: Callable[[T], R], tasks: Sequence[T], workers: int) -> Iterator[tuple[int, R]]:
+def _in_processes(
+    function: Callable[[T], R], tasks: Sequence[T], workers: int
+) -> Generator[tuple[int, R], None, None]:
     todo = iter(enumerate(tasks))
     lock = threading.Lock()
     ahead = threading.Semaphore(2 * workers)
@@ -104,7 +106,7 @@ def _in_processes(function: Callable[[T], R], tasks: Sequence[T], workers: int) 
 
 def _on_ray(
     function: Callable[[T], R], tasks: Sequence[T], workers: int | None, address: str | None
-) -> Iterator[tuple[int, R]]:
+) -> Generator[tuple[int, R], None, None]:
     with _connected(address, workers) as ray:
         # Tasks write whole files or none, so one whose worker is lost may run again.
         remote = ray.remote(num_cpus=1, max_retries=2)(_apply)

@@ -22,9 +22,9 @@ from pyoco_pipeline.data.media import MAX_PIXELS, VideoError, check_readable
 MAX_STRETCH = (
     64  # of a picture's aspect ratio to the target's, at most: it bounds what is scaled and cropped away
 )
-# Formats that Pillow decodes by itself; others start programs (EPS) or hold no pictures.
+# Formats that Pillow decodes by itself; others start programs (EPS) or hold no pictures. MPO is opened as JPEG.
 IMAGE_FORMATS = (
-    "JPEG", "MPO", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "JPEG2000", "AVIF", "TGA",
+    "JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "JPEG2000", "AVIF", "TGA",
 )  # fmt: skip
 
 _AREA = Interpolation.AREA | Interpolation.ACCURATE_RND | Interpolation.FULL_CHR_H_INT

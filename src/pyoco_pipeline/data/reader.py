@@ -78,7 +78,8 @@ class GroupReader:
             group, reading = self._read.popitem(last=False)
             kept -= self.groups[group].rows
             if not reading.cancel() and reading.exception() is None:
-                memory = reading.result().base
+                memory = reading.result().base  # of the view of its first rows
+                assert memory is not None
                 self._free.setdefault(memory.shape[1:], []).append(memory)
 
     def _load(self, number: int) -> np.ndarray:

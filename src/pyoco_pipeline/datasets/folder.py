@@ -14,25 +14,42 @@ from pyoco_pipeline.errors import UserError
 FolderWriter = Callable[[Path], object]
 
 
-class FolderDataset(AbstractDataset[FolderWriter, Path]):
+class FolderDataset(AbstractDataset[FolderWriter, Path | str]):
     """A folder that is either whole or not there.
 
     Saving takes a function that writes into an empty folder; it is given one beside the target, which takes the
     target's place when the function has returned. Loading gives the path.
 
-    filepath: the folder.
+    filepath: the folder; or an fsspec URL such as s3://bucket/clips of one that is only read.
     """
 
     def __init__(self, *, filepath: str, metadata: dict[str, Any] | None = None) -> None:
+        self._url = filepath if "://" in filepath else None
         self._filepath = Path(filepath)
         self.metadata = metadata
 
-    def load(self) -> Path:
+    @property
+    def is_url(self) -> bool:
+        """Whether it is at an address, not on this machine."""
+        return self._url is not None
+
+    @property
+    def folder(self) -> Path:
+        """The folder itself."""
+        return self._filepath
+
+    def load(self) -> Path | str:
+        if self._url is not None:
+            return self._url
         if not self._filepath.is_dir():
             raise UserError(f"{self._filepath} is missing: run the pipeline that makes it first.")
         return self._filepath
 
     def save(self, data: FolderWriter) -> None:
+        if self._url is not None:
+            raise UserError(
+                f"{self._url} is only read from: let the pipeline write into a local folder, and copy that there."
+            )
         aside = self._filepath.with_name(f".writing-{self._filepath.name}")
         old = self._filepath.with_name(f".old-{self._filepath.name}")
         for leftover in (aside, old):
@@ -49,10 +66,15 @@ class FolderDataset(AbstractDataset[FolderWriter, Path]):
         shutil.rmtree(old, ignore_errors=True)
 
     def _exists(self) -> bool:
+        if self._url is not None:
+            from fsspec.core import url_to_fs
+
+            files, path = url_to_fs(self._url)
+            return bool(files.isdir(path))
         return self._filepath.is_dir()
 
     def _describe(self) -> dict[str, Any]:
-        return {"filepath": str(self._filepath)}
+        return {"filepath": self._url or str(self._filepath)}
 
 
 class WorkFolderDataset(AbstractDataset[None, Path]):
@@ -61,6 +83,11 @@ class WorkFolderDataset(AbstractDataset[None, Path]):
     def __init__(self, *, filepath: str, metadata: dict[str, Any] | None = None) -> None:
         self._filepath = Path(filepath)
         self.metadata = metadata
+
+    @property
+    def folder(self) -> Path:
+        """The folder itself."""
+        return self._filepath
 
     def load(self) -> Path:
         self._filepath.mkdir(parents=True, exist_ok=True)

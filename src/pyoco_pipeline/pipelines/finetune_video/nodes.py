@@ -11,15 +11,22 @@ from pyoco_pipeline.datasets.folder import FolderWriter
 
 
 def fine_tune(
-    stage: StageSettings, init: Path, clips: Path, text_embeddings: Path, checkpoints: Path, *, name: str
+    stage: StageSettings,
+    init: Path,
+    clips: Path,
+    latents: Path,
+    text_embeddings: Path,
+    checkpoints: Path,
+    *,
+    name: str,
 ) -> tuple[FolderWriter, list[dict[str, Any]]]:
     """Fine-tune an inflated model on clips; gives the stage's folder and the training history."""
-    from pyoco_pipeline.data.clips import ClipStore
     from pyoco_pipeline.data.embeddings import TextEmbeddings
+    from pyoco_pipeline.data.latents import training_store
     from pyoco_pipeline.pipelines.samples import SampleSheet
     from pyoco_pipeline.training import stages
 
-    store, embeddings = ClipStore(clips), TextEmbeddings(text_embeddings)
+    store, embeddings = training_store(clips, latents), TextEmbeddings(text_embeddings)
     sheet = SampleSheet(checkpoints / "samples", store, embeddings, stage.noise.prior(), store.shape[0])
     model, info, history = stages.train_video_model(name, stage, init, store, embeddings, checkpoints, sheet)
     keep = partial(stages.keep_model, model=model, info=info, checkpoints=checkpoints)

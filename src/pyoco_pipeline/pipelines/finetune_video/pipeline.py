@@ -16,13 +16,13 @@ def create_pipeline(**_: object) -> Pipeline:
 def _stage(name: str, init: str) -> Pipeline:
     node = Node(
         update_wrapper(partial(fine_tune, name=name), fine_tune),
-        inputs=["params:stage", "init", "clips", "text_embeddings", "checkpoints"],
+        inputs=["params:stage", "init", "clips", "latents", "text_embeddings", "checkpoints"],
         outputs=["model", "history"],
         name="fine_tune",
     )
     return Pipeline(
         [node],
         namespace=name,
-        inputs={"init": init, "clips": "clips", "text_embeddings": "text_embeddings"},
+        inputs={"init": init, **{name: name for name in ("clips", "latents", "text_embeddings")}},
         parameters={"params:stage": f"params:finetune_video.{name}"},
     )

@@ -11,16 +11,20 @@ from pyoco_pipeline.datasets.folder import FolderWriter
 
 
 def train_image_model(
-    pretrain_image: PretrainImageSettings, clips: Path, text_embeddings: Path, checkpoints: Path
+    pretrain_image: PretrainImageSettings,
+    clips: Path,
+    latents: Path,
+    text_embeddings: Path,
+    checkpoints: Path,
 ) -> tuple[FolderWriter, list[dict[str, Any]]]:
     """Train the image model on frames; gives the model's folder and the training history."""
-    from pyoco_pipeline.data.clips import ClipStore
     from pyoco_pipeline.data.embeddings import TextEmbeddings
+    from pyoco_pipeline.data.latents import training_store
     from pyoco_pipeline.noise import IIDNoise
     from pyoco_pipeline.pipelines.samples import SampleSheet
     from pyoco_pipeline.training import stages
 
-    store, embeddings = ClipStore(clips), TextEmbeddings(text_embeddings)
+    store, embeddings = training_store(clips, latents), TextEmbeddings(text_embeddings)
     sheet = SampleSheet(checkpoints / "samples", store, embeddings, IIDNoise(), num_frames=1)
     model, info, history = stages.train_image_model(pretrain_image, store, embeddings, checkpoints, sheet)
     keep = partial(stages.keep_model, model=model, info=info, checkpoints=checkpoints)

@@ -10,7 +10,7 @@ def create_pipeline(**_: object) -> Pipeline:
         [
             Node(
                 train_image_model,
-                inputs=["params:pretrain_image", "clips", "text_embeddings", "image_checkpoints"],
+                inputs=["params:pretrain_image", "clips", "latents", "text_embeddings", "image_checkpoints"],
                 outputs=["image_model", "image_history"],
                 name="train_image_model",
             )

@@ -1,0 +1,247 @@
+"""The unit of ingest: some segments of one split in, shards and a record of what was left out, in a folder that is
+whole or not there.
+
+What a task writes is a function of the task alone, so that every executor writes the same bytes, and a killed ingest
+goes on with the tasks that have no folder yet.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import asdict, dataclass, field, replace
+from functools import cached_property, lru_cache
+from pathlib import Path
+from typing import Any, Literal, Protocol, runtime_checkable
+
+import numpy as np
+import pandas as pd
+
+from pyoco_pipeline.data.clips import SHARD_ROWS, CaptionedClip, Clip, Shard, ShardWriter, shard_name
+from pyoco_pipeline.data.cutting import CutOptions, cut_image, cut_video
+from pyoco_pipeline.data.filters import FilterOptions, perceptual_hash, rejection, score
+from pyoco_pipeline.data.isolation import Isolated, IsolationError
+from pyoco_pipeline.data.video import VideoError
+
+FORMAT = 1  # counts up when the same task would write something else
+FLUSH_BYTES = 128 << 20  # of pixels of one shape, held until they are a shard
+
+Segment = dict[
+    str, Any
+]  # row_id, path, start, end, split, captions: list[str], and the other columns of its first row
+
+
+class Source(Protocol):
+    """Where captioned rows come from."""
+
+    @property
+    def kind(self) -> str: ...
+    def captions(self) -> pd.DataFrame: ...
+
+
+@runtime_checkable
+class FileSource(Source, Protocol):
+    """Rows of media files. `local_file(path)` gives a file to decode; VideoError where it can't."""
+
+    @property
+    def media(self) -> Literal["video", "image"]: ...
+    def local_file(self, path: str) -> AbstractContextManager[Path]: ...
+
+
+@runtime_checkable
+class RenderedSource(Source, Protocol):
+    """Rows that are drawn; nothing about them can fail."""
+
+    def read(self, rows: Sequence[Mapping[Any, Any]]) -> Iterator[list[Clip]]: ...
+
+
+@dataclass(frozen=True)
+class TaskOptions:
+    """What decides a task's bytes, beside its segments.
+
+    file_timeout_s: for decoding one segment; memory_mb: of the decoder. clip_model: folder of a CLIP model that scores
+    captions.
+    """
+
+    cut: CutOptions
+    filters: FilterOptions = field(default_factory=FilterOptions)
+    clip_model: str | None = None
+    compression: str = "none"
+    file_timeout_s: float = 120.0
+    memory_mb: int | None = 4096
+
+
+@dataclass(frozen=True)
+class Task:
+    """Segments of one split from one source; `key` names what it writes into `work`."""
+
+    number: int
+    split: str
+    is_image: bool
+    source: Source
+    segments: tuple[Segment, ...]
+    options: TaskOptions
+    work: Path
+
+    @cached_property
+    def key(self) -> str:
+        """A digest of all that decides the result, the files' sizes and times of change among it."""
+        content = {
+            "format": FORMAT,
+            "number": self.number,
+            "split": self.split,
+            "source": {"kind": self.source.kind, **vars(self.source)},
+            "segments": self.segments,
+            "options": asdict(self.options),
+            "files": self._versions(),
+        }
+        return hashlib.sha256(json.dumps(content, sort_keys=True, default=str).encode()).hexdigest()[:32]
+
+    def _versions(self) -> list[Any]:
+        storage = getattr(self.source, "storage", None)
+        if storage is None or not storage.is_local:
+            return []
+        names = {str(segment["path"]) for segment in self.segments}
+        return [[name, *_version(Path(storage.root), name)] for name in sorted(names)]
+
+    @property
+    def folder(self) -> Path:
+        return self.work / self.key
+
+
+def _version(root: Path, name: str) -> tuple[int, int]:
+    """Size and time of change of a file, or of the tar or table that it lies in."""
+    for path in (root / name, root / name.partition("#")[0]):
+        try:
+            found = path.stat()
+        except (OSError, ValueError):
+            continue
+        return found.st_size, found.st_mtime_ns
+    return 0, 0
+
+
+@dataclass(frozen=True)
+class TaskRecord:
+    """What a task wrote: shards, the segments that can't be used with the reason, the clips that filters left out."""
+
+    segments: int
+    clips: int
+    shards: tuple[Shard, ...]
+    quarantine: tuple[tuple[str, str, str], ...]  # row_id, path, reason
+    left_out: tuple[tuple[str, str, str], ...]  # clip_id, path, reason
+    scenes_skipped: int = 0  # too short for a clip
+
+
+def read_record(task: Task) -> TaskRecord | None:
+    """The record of a task that is done."""
+    path = task.folder / "task.json"
+    if not path.is_file():
+        return None
+    content = json.loads(path.read_text())
+    return TaskRecord(
+        content["segments"],
+        content["clips"],
+        tuple(Shard(**shard) for shard in content["shards"]),
+        tuple(tuple(row) for row in content["quarantine"]),
+        tuple(tuple(row) for row in content["left_out"]),
+        content["scenes_skipped"],
+    )
+
+
+def run_task(task: Task) -> tuple[int, int]:
+    """Do a task, unless it is done; returns its numbers of segments and of quarantined ones."""
+    record = read_record(task)
+    if record is None:
+        aside = task.work / f".{task.key}-{os.getpid()}"
+        shutil.rmtree(aside, ignore_errors=True)
+        aside.mkdir(parents=True)
+        try:
+            record = _write(task, aside)
+            (aside / "task.json").write_text(json.dumps(asdict(record), indent=1) + "\n")
+            aside.replace(task.folder)
+        except BaseException:
+            shutil.rmtree(aside, ignore_errors=True)
+            raise
+    return record.segments, len(record.quarantine)
+
+
+def _write(task: Task, folder: Path) -> TaskRecord:
+    writer = ShardWriter(folder, compression=task.options.compression)
+    waiting: dict[tuple[int, ...], list[CaptionedClip]] = {}
+    shards: list[Shard] = []
+    quarantine: list[tuple[str, str, str]] = []
+    left_out: list[tuple[str, str, str]] = []
+    skipped = 0
+
+    def flush(shape: tuple[int, ...]) -> None:
+        name = f"{shard_name(task.split, task.is_image)}-{task.number:05d}-{len(shards):03d}.parquet"
+        shards.append(writer.write(name, waiting.pop(shape)))
+
+    for segment, made in zip(task.segments, _clips(task), strict=True):
+        path = str(segment["path"])
+        if isinstance(made, str):
+            quarantine.append((str(segment["row_id"]), path, made))
+            continue
+        skipped += int(made[0].attributes.get("scenes_skipped", 0)) if made else 0
+        for clip in _scored(task, segment, made):
+            reason = rejection(clip.scores, task.options.filters)
+            if reason:
+                left_out.append((clip.clip_id, path, reason))
+                continue
+            shape = clip.video.shape
+            first, *others = segment["captions"]
+            waiting.setdefault(shape, []).append(CaptionedClip(clip, first, task.split, tuple(others)))
+            if len(waiting[shape]) >= min(SHARD_ROWS, max(1, FLUSH_BYTES // clip.video.nbytes)):
+                flush(shape)
+    for shape in list(waiting):
+        flush(shape)
+    clips = sum(shard.rows for shard in shards)
+    return TaskRecord(
+        len(task.segments), clips, tuple(shards), tuple(quarantine), tuple(left_out), scenes_skipped=skipped
+    )
+
+
+def _clips(task: Task) -> Iterator[list[Clip] | str]:
+    """Per segment its clips, or why there are none."""
+    source, options = task.source, task.options
+    if isinstance(source, RenderedSource) and not isinstance(source, FileSource):
+        yield from source.read(task.segments)
+        return
+    with Isolated(timeout_s=options.file_timeout_s, memory_mb=options.memory_mb) as decoder:
+        for segment in task.segments:
+            try:
+                yield decoder.call(cut_segment, source, segment, options.cut)
+            except (VideoError, IsolationError) as error:
+                yield error.reason
+
+
+def cut_segment(source: FileSource, segment: Segment, cut: CutOptions) -> list[Clip]:
+    """The clips of one segment, with their scores. Raises VideoError."""
+    with source.local_file(str(segment["path"])) as path:
+        clips = (cut_image if source.media == "image" else cut_video)(path, segment, cut)
+    return [
+        replace(clip, scores=clip.scores | score(clip.video), phash=perceptual_hash(clip.video))
+        for clip in clips
+    ]
+
+
+def _scored(task: Task, segment: Segment, clips: list[Clip]) -> list[Clip]:
+    if task.options.clip_model is None or not clips:
+        return clips
+    scorer = _clip_scorer(task.options.clip_model)
+    values = scorer.score([clip.video for clip in clips], [segment["captions"][0]] * len(clips))
+    return [
+        replace(clip, scores=clip.scores | {"clip_score": float(value)})
+        for clip, value in zip(clips, np.asarray(values), strict=True)
+    ]
+
+
+@lru_cache(maxsize=1)
+def _clip_scorer(folder: str) -> Any:
+    from pyoco_pipeline.data.filters import ClipScorer
+
+    return ClipScorer(folder)

@@ -1,0 +1,56 @@
+"""Two runs never write into one folder: the second is refused before it does anything."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock, Timeout
+from kedro.framework.hooks import hook_impl
+
+from pyoco_pipeline.errors import UserError
+
+
+class LocksHook:
+    """Holds a lock beside every folder that a run writes, until the run ends; a killed run's locks end with it."""
+
+    def __init__(self) -> None:
+        self._held: list[FileLock] = []
+
+    @hook_impl
+    def before_pipeline_run(self, pipeline: Any, catalog: Any) -> None:
+        """Take the locks; UserError where another run holds one."""
+        from pyoco_pipeline.datasets.folder import FolderDataset, WorkFolderDataset
+
+        self._release()
+        for name in sorted(pipeline.all_outputs() | pipeline.inputs()):
+            dataset = catalog.get(name)
+            written = isinstance(dataset, FolderDataset) and name in pipeline.all_outputs() and not dataset.is_url
+            if written or isinstance(dataset, WorkFolderDataset):
+                self._take(dataset.folder)
+
+    @hook_impl
+    def after_pipeline_run(self) -> None:
+        self._release()
+
+    @hook_impl
+    def on_pipeline_error(self) -> None:
+        self._release()
+
+    def _take(self, folder: Path) -> None:
+        path = folder.with_name(f".lock-{folder.name}")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(path, timeout=0, thread_local=False)
+        try:
+            lock.acquire()
+        except Timeout as error:
+            self._release()
+            raise UserError(
+                f"another run is writing into {folder}: wait for it or stop it, or give this one a data folder of its "
+                "own (globals.yml: data)."
+            ) from error
+        self._held.append(lock)
+
+    def _release(self) -> None:
+        while self._held:
+            self._held.pop().release()
