@@ -19,6 +19,7 @@ from projects import kedro_run, make_project, tree
 from pyoco_pipeline.cli import user_message
 from pyoco_pipeline.data.clips import CaptionedClip, ClipStore, write_clips
 from pyoco_pipeline.data.embeddings import TextEmbeddings
+from pyoco_pipeline.data.latents import write_latents
 from pyoco_pipeline.errors import UserError
 from pyoco_pipeline.models import save_video_model
 from pyoco_pipeline.noise import MixedNoise
@@ -36,6 +37,8 @@ def inflated(project: Path, digits_store: ClipStore, digits_embeddings: TextEmbe
     """A project in which everything up to `inflate` has run, with the smallest model."""
     shutil.copytree(digits_store.folder, project / "data/03_primary/clips")
     shutil.copytree(digits_embeddings.folder, project / "data/04_feature/text_embeddings")
+    (project / "data/04_feature/latents").mkdir()
+    write_latents(project / "data/04_feature/latents", clips=digits_store.folder, autoencoder=None)
     save_into(project / "data/06_models/inflated", trained_with=None)
     return project
 
@@ -79,7 +82,7 @@ def assert_nothing_half_written(project: Path) -> None:
         ("finetune_video.base.noise.alpha", ".nan", ["finetune_video.base.noise.alpha"]),
         ("finetune_video.base.noise.kind", "fractal", ["finetune_video.base.noise.kind", "'progressive'", "'fractal'"]),
         ("finetune_video.base.train.warmup_steps", 10**9, ["finetune_video.base.train", "is more than steps="]),
-        ("ingest.source", "youtube", ["ingest.source", "'moving_digits' or 'video_folder'"]),
+        ("ingest.source", "youtube", ["ingest.source", "'moving_digits', 'video_folder'"]),
         ("evaluate.metrics", "fvd", ["evaluate.metrics", "'auto'", "'fvd'"]),
     ],
 )  # fmt: skip
@@ -201,7 +204,7 @@ def test_a_video_without_frames_is_named_where_no_other_is_left(
     folder = video_folder(project, "path,caption\nempty.mp4,nothing at all\n")
     vf.write_without_frames(folder / "empty.mp4")
     message = sentence(ingest_folder(project), caplog)
-    assert "1 of 1 rows could not be read, and no clip is left" in message
+    assert "1 of 1 segments could not be used, and no clip is left" in message
     assert "000001-empty.mp4" in message
     assert "Mend them, or give other videos" in message
     assert not (project / "data/03_primary/clips").exists()

@@ -174,10 +174,8 @@ def imported(path: Path) -> set[str]:
 def test_the_layers_below_kedro_do_not_know_it(path: Path) -> None:
     orchestration = {"kedro", "kedro_datasets", "mlflow", "dvc", "great_expectations"}
     found = {name for name in imported(path) if name.split(".")[0] in orchestration}
-    if (
-        path.name == "captions.py"
-    ):  # the one module with Great Expectations; Kedro tells it the project's folder
-        assert {name.split(".")[0] for name in found} == {"great_expectations", "kedro"}
+    if path.name == "expectations.py":  # the one module with Great Expectations
+        assert {name.split(".")[0] for name in found} == {"great_expectations"}
     else:
         assert found == set()
 

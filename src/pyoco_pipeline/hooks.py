@@ -76,7 +76,7 @@ class MlflowHooks:
         self._catalog = catalog
         self._logged = set()
         parameters = _parameters(catalog)
-        settings = _settings(parameters.get("tracking"))
+        settings = tracking_settings(parameters.get("tracking"))
         if not settings.enabled:
             return
         self._run = TrackedRun.open(
@@ -188,7 +188,8 @@ class MlflowHooks:
                 run.log_artifact(path)
 
 
-def _settings(value: object) -> TrackingSettings:
+def tracking_settings(value: object) -> TrackingSettings:
+    """The parameters below `tracking`; UserError where they are not valid."""
     if isinstance(value, TrackingSettings):
         return value
     try:

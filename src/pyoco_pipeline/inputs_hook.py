@@ -8,6 +8,7 @@ from typing import Any
 from kedro.framework.hooks import hook_impl
 
 from pyoco_pipeline.errors import UserError
+from pyoco_pipeline.hooks import tracking_settings
 
 
 class InputsHook:
@@ -15,7 +16,9 @@ class InputsHook:
 
     @hook_impl
     def before_pipeline_run(self, run_params: dict[str, Any], pipeline: Any, catalog: Any) -> None:
-        _check_parameters(catalog.load("parameters"))
+        parameters = catalog.load("parameters")
+        _check_parameters(parameters)
+        tracking_settings(parameters.get("tracking"))
         data = [name for name in sorted(pipeline.inputs()) if not name.startswith("params:")]
         missing = [name for name in data if name != "parameters" and not catalog.exists(name)]
         if not missing:

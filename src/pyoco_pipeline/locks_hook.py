@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import atexit
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +18,7 @@ class LocksHook:
 
     def __init__(self) -> None:
         self._held: list[FileLock] = []
+        self._made: list[Path] = []  # folders that were made for a lock alone
 
     @hook_impl
     def before_pipeline_run(self, pipeline: Any, catalog: Any) -> None:
@@ -25,9 +28,12 @@ class LocksHook:
         self._release()
         for name in sorted(pipeline.all_outputs() | pipeline.inputs()):
             dataset = catalog.get(name)
-            written = isinstance(dataset, FolderDataset) and name in pipeline.all_outputs() and not dataset.is_url
+            written = (
+                isinstance(dataset, FolderDataset) and name in pipeline.all_outputs() and not dataset.is_url
+            )
             if written or isinstance(dataset, WorkFolderDataset):
                 self._take(dataset.folder)
+        atexit.register(self._release)  # where another hook ends the run before it begins
 
     @hook_impl
     def after_pipeline_run(self) -> None:
@@ -39,7 +45,7 @@ class LocksHook:
 
     def _take(self, folder: Path) -> None:
         path = folder.with_name(f".lock-{folder.name}")
-        path.parent.mkdir(parents=True, exist_ok=True)
+        self._make(path.parent)
         lock = FileLock(path, timeout=0, thread_local=False)
         try:
             lock.acquire()
@@ -51,6 +57,19 @@ class LocksHook:
             ) from error
         self._held.append(lock)
 
+    def _make(self, folder: Path) -> None:
+        if not folder.is_dir():
+            self._make(folder.parent)
+            folder.mkdir(exist_ok=True)
+            self._made.append(folder)
+
     def _release(self) -> None:
         while self._held:
-            self._held.pop().release()
+            lock = self._held.pop()
+            Path(lock.lock_file).unlink(
+                missing_ok=True
+            )  # before the lock, so that no one else's is taken away
+            lock.release()
+        while self._made:
+            with suppress(OSError):  # no longer empty
+                self._made.pop().rmdir()
