@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 import torch
 from diffusers import DiffusionPipeline, UNet2DConditionModel
-from tiny import TEXT_DIM, make_embeddings, make_video_unet, stage_info
+from tiny import TEXT_DIM, make_embeddings, make_unet, make_video_unet, perturb, stage_info
 from transformers import AutoModel, AutoTokenizer, BertConfig, BertModel, BertTokenizerFast
 
 from pyoco_pipeline.config import ExportSettings, GenerateSettings
@@ -24,7 +24,7 @@ from pyoco_pipeline.data.embeddings import TextEmbeddings, write_embeddings
 from pyoco_pipeline.errors import UserError
 from pyoco_pipeline.exporting import Parent, export_stage
 from pyoco_pipeline.generation import generate_clips, open_denoiser, sample_batch
-from pyoco_pipeline.models import save_video_model
+from pyoco_pipeline.models import inflate, save_video_model
 from pyoco_pipeline.models.text import EMBEDDED, TextEncoder, text_encoder_folder
 from pyoco_pipeline.noise import MixedNoise
 
@@ -427,3 +427,20 @@ def test_an_ensemble_of_experts_is_refused(model: Path, embeddings: TextEmbeddin
     experts = [{"sigma_max": 1.0}, {"sigma_min": 1.0}]
     with pytest.raises(UserError, match=r"generate\.experts names several models, and export writes one"):
         export(tmp_path, model, embeddings, generate=generate_settings(experts=experts))
+
+
+def test_a_model_that_embeds_frame_rates_is_exported_with_its_own(
+    embeddings: TextEmbeddings, tmp_path: Path
+) -> None:
+    network = inflate(make_unet(), fps=True)
+    perturb(network)
+    save_video_model(network, tmp_path / "model", stage_info(text_encoder_sha256=embeddings.encoder_sha256))
+    folder = export(tmp_path / "export", tmp_path / "model", embeddings)
+
+    def at(fps: float) -> torch.Tensor:
+        clips = generate_clips(tmp_path / "model", generate_settings(), KNOWN, embeddings, SHAPE, fps=fps)
+        return torch.stack(list(clips))
+
+    ours = load(folder)(KNOWN, output_type="uint8").frames
+    assert torch.equal(ours, at(FPS))
+    assert not torch.equal(ours, at(1.0))

@@ -2,7 +2,15 @@
 
 import pytest
 import torch
-from tiny import ENCODER_SHA256, make_embeddings, make_store, make_video_unet, stage_info, train_settings
+from tiny import (
+    ENCODER_SHA256,
+    make_embeddings,
+    make_store,
+    make_unet,
+    make_video_unet,
+    stage_info,
+    train_settings,
+)
 from transformers import T5Config, T5EncoderModel
 
 from pyoco_pipeline.config import GenerateSettings, PretrainImageSettings, StageSettings
@@ -12,6 +20,7 @@ from pyoco_pipeline.generation import generate_clips, sample_batch, sampling_pri
 from pyoco_pipeline.models import inflate, save_video_model
 from pyoco_pipeline.models.text import EMBEDDED, TextEncoder, text_encoder_folder
 from pyoco_pipeline.noise import IIDNoise, MixedNoise, ProgressiveNoise
+from pyoco_pipeline.pipelines.samples import SampleSheet
 from pyoco_pipeline.training.stages import train_image_model, train_video_model
 
 CAPTIONS = ["a red digit 1", "a blue digit 2", "an orange digit 3", "a white digit 4", "a green digit 5"]
@@ -219,3 +228,27 @@ def test_a_model_of_blocks_of_pixels_is_trained_inflated_and_sampled(tmp_path):
 
     assert image_model.config.in_channels == 12
     assert clips.shape == (4, 4, 8, 8, 3)
+
+
+def test_a_model_that_embeds_frame_rates_is_told_those_of_its_clips(tmp_path):
+    store = make_store(tmp_path / "clips")
+    captions = [item.caption for item in store.take()]
+    texts = make_embeddings(tmp_path / "text", captions)
+    save_video_model(inflate(make_unet(), fps=True), tmp_path / "inflated")
+    stage = StageSettings(noise={"kind": "mixed", "alpha": 1.0}, train=train_settings(steps=4))
+    sheet = SampleSheet(tmp_path / "samples", store, texts, MixedNoise(1.0), store.shape[0])
+    trained, info, _ = train_video_model(
+        "base", stage, tmp_path / "inflated", store, texts, tmp_path / "a", sheet
+    )
+    save_video_model(trained, tmp_path / "base", info)
+
+    def at(fps: float | None) -> torch.Tensor:
+        settings = generate_settings()
+        clips = generate_clips(tmp_path / "base", settings, captions[:2], texts, SHAPE, fps=fps)
+        return torch.stack(list(clips))
+
+    assert len(list((tmp_path / "samples").iterdir())) == 1
+    assert torch.equal(at(8.0), at(8.0))
+    assert not torch.equal(at(8.0), at(1.0))
+    with pytest.raises(UserError, match=r"fps is missing: the network was inflated with inflate\.fps=true"):
+        at(None)

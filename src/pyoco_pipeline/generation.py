@@ -26,6 +26,7 @@ from pyoco_pipeline.diffusion import (
 from pyoco_pipeline.errors import UserError
 from pyoco_pipeline.models import StageInfo, load_stage_info, load_video_model
 from pyoco_pipeline.models.autoencoder import Autoencoder, check_autoencoder
+from pyoco_pipeline.models.io import read_json
 from pyoco_pipeline.models.parametrisation import read_parametrisation
 from pyoco_pipeline.models.text import TextEncoder, text_encoder_folder
 from pyoco_pipeline.noise import NoisePrior, prior_from_config
@@ -95,10 +96,12 @@ def generate_clips(
     embeddings: TextEmbeddings,
     shape: tuple[int, int, int],
     autoencoder: Autoencoder | None = None,
+    fps: float | None = None,
 ) -> Iterator[Tensor]:
     """Clips (T, H, W, 3) uint8 for captions, from the stage in folder `model`, clip i from seed (seed, i).
 
     shape: (frames, height, width), that of the clips or latents the model was trained on. autoencoder: of the latents.
+    fps: frames per second of the clips, which a model inflated with fps needs.
 
     Raises UserError for a prior other than the model's unless that is asked for, for another text encoder, autoencoder
     or shape, for noise levels that the model does not know, and for experts that do not fit together.
@@ -123,6 +126,8 @@ def generate_clips(
         autoencoder.to(device)
     null = embeddings.null(device)
     cond = caption_conditioning(captions, embeddings)
+    if fps is not None and read_json(model / "temporal.json").get("fps"):
+        cond["fps"] = torch.full((len(captions),), fps)
     for first in range(0, len(captions), settings.batch_size):
         places = range(first, min(first + settings.batch_size, len(captions)))
         batch = {key: value[places.start : places.stop].to(device) for key, value in cond.items()}

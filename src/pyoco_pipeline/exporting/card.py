@@ -106,7 +106,10 @@ class Card:
         frames, height, width = self._shape
         rows = [
             ("noise prior", describe_prior(trained)),
-            ("training data", f"clips with the sha256 `{info.data_sha256}`"),
+            (
+                "training data",
+                f"{'latents of clips' if self.autoencoder else 'clips'} with the sha256 `{info.data_sha256}`",
+            ),
             (
                 "clips",
                 f"{frames} frames of {height}×{width} at {sampling.fps:g} per second",

@@ -148,6 +148,8 @@ class VideoPipeline(DiffusionPipeline):
         denoise, prior = self.video_model.denoiser(), sampling.prior
         autoencoder = Autoencoder(self.vae) if self.vae is not None else None
         cond = self.text_encoder.encode(prompts)
+        if self.video_model.network.options.fps:
+            cond["fps"] = torch.full((len(prompts),), sampling.fps)
         null = {key: value.to(device) for key, value in self.text_encoder.encode([negative_prompt]).items()}
         videos = []
         for first in self.progress_bar(range(0, len(prompts), sampling.batch_size)):

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import torch
+
 from pyoco_pipeline.config import SamplerSettings
 from pyoco_pipeline.data.clips import ClipStore
 from pyoco_pipeline.data.embeddings import TextEmbeddings
@@ -11,6 +13,7 @@ from pyoco_pipeline.data.latents import open_autoencoder
 from pyoco_pipeline.data.order import mix_seed
 from pyoco_pipeline.diffusion import Denoise
 from pyoco_pipeline.generation import sample_batch
+from pyoco_pipeline.models import VideoUNet
 from pyoco_pipeline.noise import NoisePrior
 from pyoco_pipeline.reporting.contact_sheet import contact_sheet
 
@@ -30,17 +33,21 @@ class SampleSheet:
         self.folder, self.prior, self.embeddings = folder, prior, embeddings
         self.captions = [item.caption for item in store.take(store.unseen_split, _NUM_CLIPS)]
         self.shape = (num_frames, *store.shape[1:])
-        self.autoencoder = open_autoencoder(store)
+        self.fps, self.autoencoder = store.manifest.fps, open_autoencoder(store)
 
     def __call__(self, step: int, denoise: Denoise) -> Path:
-        device = next(denoise.network.parameters()).device  # type: ignore[attr-defined]
+        network = denoise.network  # type: ignore[attr-defined]
+        device = next(network.parameters()).device
+        cond = self.embeddings.conditioning(self.embeddings.rows(self.captions), device)
+        if isinstance(network, VideoUNet) and network.options.fps:
+            cond["fps"] = torch.full((len(self.captions),), self.fps, device=device)
         if self.autoencoder is not None:
             self.autoencoder.to(device)
         videos = sample_batch(
             denoise,
             self.prior,
             _SAMPLER,
-            self.embeddings.conditioning(self.embeddings.rows(self.captions), device),
+            cond,
             self.embeddings.null(device),
             self.shape,
             [mix_seed(0, i) for i in range(len(self.captions))],

@@ -107,7 +107,7 @@ def train_video_model(
     info = _stage_info(stage, objective, store, embeddings, settings.train)
     history = train(
         model,
-        _batches(store, embeddings, settings.train),
+        _batches(store, embeddings, settings.train, with_fps=model.options.fps),
         objective,
         settings.train,
         stage=stage,
@@ -215,12 +215,15 @@ def _check_images_train(model: VideoUNet, settings: StageSettings) -> None:
         )
 
 
-def _batches(store: ClipStore, embeddings: TextEmbeddings, train: TrainSettings) -> ClipBatches:
-    return ClipBatches(store, embeddings, batch_options(train), decode=latent_decode(store))
+def _batches(
+    store: ClipStore, embeddings: TextEmbeddings, train: TrainSettings, *, with_fps: bool = False
+) -> ClipBatches:
+    options = batch_options(train, with_fps=with_fps)
+    return ClipBatches(store, embeddings, options, decode=latent_decode(store))
 
 
-def batch_options(train: TrainSettings) -> BatchOptions:
-    """How a training run draws its batches."""
+def batch_options(train: TrainSettings, *, with_fps: bool = False) -> BatchOptions:
+    """How a training run draws its batches; with_fps: of a network that embeds frame rates."""
     return BatchOptions(
         batch_size=train.batch_size,
         image_share=train.image_share,
@@ -228,6 +231,7 @@ def batch_options(train: TrainSettings) -> BatchOptions:
         seed=train.seed,
         buffer=train.shuffle_buffer,
         lanes=train.data_lanes,
+        with_fps=with_fps,
     )
 
 

@@ -24,14 +24,13 @@ def sample_clips(
     store, trained = ClipStore(clips), training_store(clips, latents)
     asked = prompts_to_sample(generate, store)
     captions, embeddings = [caption for caption, _ in asked], TextEmbeddings(text_embeddings)
-    autoencoder = open_autoencoder(trained)
-    videos = generate_clips(model, generate, captions, embeddings, trained.shape, autoencoder)
+    autoencoder, fps = open_autoencoder(trained), store.manifest.fps
+    videos = generate_clips(model, generate, captions, embeddings, trained.shape, autoencoder, fps)
     sampled = (
         CaptionedClip(Clip(f"generated-{i:06d}", video.numpy(), attributes), caption, "generated")
         for i, (video, (caption, attributes)) in enumerate(zip(videos, asked, strict=True))
     )
-    kind, fps = store.manifest.kind, store.manifest.fps
-    return partial(write_clips, clips=sampled, kind=kind, shape=store.shape, fps=fps)
+    return partial(write_clips, clips=sampled, kind=store.manifest.kind, shape=store.shape, fps=fps)
 
 
 def prompts_to_sample(generate: GenerateSettings, store: Any) -> list[tuple[str, dict[str, str]]]:
