@@ -23,7 +23,8 @@ from pyoco_pipeline.data.clips import Manifest, Shard, write_manifest, write_tab
 from pyoco_pipeline.data.executors import run_tasks
 from pyoco_pipeline.data.filters import duplicates
 from pyoco_pipeline.data.ingest_html import write_report
-from pyoco_pipeline.data.tasks import Segment, Source, Task, TaskOptions, TaskRecord, read_record, run_task
+from pyoco_pipeline.data.segments import Segment
+from pyoco_pipeline.data.tasks import Source, Task, TaskOptions, TaskRecord, read_record, run_task
 from pyoco_pipeline.errors import UserError
 
 logger = logging.getLogger(__name__)

@@ -7,32 +7,29 @@ goes on with the tasks that have no folder yet.
 
 from __future__ import annotations
 
+import atexit
 import hashlib
 import json
 import os
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property, lru_cache
 from pathlib import Path
-from typing import Any, Literal, Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 import pandas as pd
 
 from pyoco_pipeline.data.clips import SHARD_ROWS, CaptionedClip, Clip, Shard, ShardWriter, shard_name
-from pyoco_pipeline.data.cutting import CutOptions, cut_image, cut_video
-from pyoco_pipeline.data.filters import FilterOptions, perceptual_hash, rejection, score
+from pyoco_pipeline.data.cutting import CutOptions
+from pyoco_pipeline.data.filters import FilterOptions, rejection
 from pyoco_pipeline.data.isolation import Isolated, IsolationError
-from pyoco_pipeline.data.video import VideoError
+from pyoco_pipeline.data.media import VideoError
+from pyoco_pipeline.data.segments import MediaFiles, Segment, cut_segment
 
 FORMAT = 1  # counts up when the same task would write something else
 FLUSH_BYTES = 128 << 20  # of pixels of one shape, held until they are a shard
-
-Segment = dict[
-    str, Any
-]  # row_id, path, start, end, split, captions: list[str], and the other columns of its first row
 
 
 class Source(Protocol):
@@ -44,12 +41,8 @@ class Source(Protocol):
 
 
 @runtime_checkable
-class FileSource(Source, Protocol):
-    """Rows of media files. `local_file(path)` gives a file to decode; VideoError where it can't."""
-
-    @property
-    def media(self) -> Literal["video", "image"]: ...
-    def local_file(self, path: str) -> AbstractContextManager[Path]: ...
+class FileSource(Source, MediaFiles, Protocol):
+    """Rows of media files."""
 
 
 @runtime_checkable
@@ -211,22 +204,20 @@ def _clips(task: Task) -> Iterator[list[Clip] | str]:
     if isinstance(source, RenderedSource) and not isinstance(source, FileSource):
         yield from source.read(task.segments)
         return
-    with Isolated(timeout_s=options.file_timeout_s, memory_mb=options.memory_mb) as decoder:
-        for segment in task.segments:
-            try:
-                yield decoder.call(cut_segment, source, segment, options.cut)
-            except (VideoError, IsolationError) as error:
-                yield error.reason
+    decoder = _decoder(options.file_timeout_s, options.memory_mb)
+    for segment in task.segments:
+        try:
+            yield decoder.call(cut_segment, source, segment, options.cut)
+        except (VideoError, IsolationError) as error:
+            yield error.reason
 
 
-def cut_segment(source: FileSource, segment: Segment, cut: CutOptions) -> list[Clip]:
-    """The clips of one segment, with their scores. Raises VideoError."""
-    with source.local_file(str(segment["path"])) as path:
-        clips = (cut_image if source.media == "image" else cut_video)(path, segment, cut)
-    return [
-        replace(clip, scores=clip.scores | score(clip.video), phash=perceptual_hash(clip.video))
-        for clip in clips
-    ]
+@lru_cache(maxsize=1)
+def _decoder(timeout_s: float, memory_mb: int | None) -> Isolated:
+    """The decoder of this process, for all its tasks: starting one takes as long as a hundred clips."""
+    decoder = Isolated(timeout_s=timeout_s, memory_mb=memory_mb)
+    atexit.register(decoder.close)
+    return decoder
 
 
 def _scored(task: Task, segment: Segment, clips: list[Clip]) -> list[Clip]:
