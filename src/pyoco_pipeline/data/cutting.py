@@ -1,0 +1,249 @@
+"""Cutting clips out of a video or an image: which frames, of which shape, from which part of the picture.
+
+What is cut is a function of the segment and of the options alone: draws are hashes, not random numbers.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import av
+import numpy as np
+
+from pyoco_pipeline.data.clips import Clip
+from pyoco_pipeline.data.media import VideoError, decoder_errors
+from pyoco_pipeline.data.pictures import Scaler, read_image
+from pyoco_pipeline.data.scenes import SceneOptions, video_scenes
+from pyoco_pipeline.data.video import Video
+from pyoco_pipeline.errors import UserError
+
+Scenes = Sequence[tuple[float, float]]  # (start, end) in seconds
+Crop = tuple[float, float] | None
+
+
+@dataclass(frozen=True)
+class CutOptions:
+    """How clips are cut; UserError for options that make none.
+
+    num_frames: of a clip
+    sizes: (height, width) of the buckets; a clip goes to the one whose aspect ratio is nearest to its picture's
+    fps: frames per second at which a clip samples its video
+    stride: every n-th frame of the file instead, whatever the time between frames and fps; None: by fps
+    octaves: a clip's rate is fps / 2**k, k drawn from 0 to octaves; where that does not fit, the next higher rate
+    max_clips_per_row: the first ones are kept
+    crop: of what stands out of the clip's shape; "random" is drawn for each clip and the same in all its frames
+    scenes: how to find scene cuts, which no clip crosses; None: cuts are not looked for
+    seed: of what is drawn
+    """
+
+    num_frames: int
+    sizes: tuple[tuple[int, int], ...]
+    fps: float
+    stride: int | None = None
+    octaves: int = 0
+    max_clips_per_row: int = 64
+    crop: Literal["centre", "random"] = "centre"
+    scenes: SceneOptions | None = None
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if min(self.num_frames, self.max_clips_per_row) < 1:
+            raise UserError(
+                "num_frames and max_clips_per_row must be positive, not "
+                f"{self.num_frames} and {self.max_clips_per_row}."
+            )
+        if not self.sizes or any(min(size) < 1 for size in self.sizes):
+            raise UserError(f"sizes must hold at least one (height, width), each positive, not {self.sizes}.")
+        if not 0 < self.fps < math.inf:
+            raise UserError(f"fps must be positive, not {self.fps}.")
+        if self.stride is not None and self.stride < 1:
+            raise UserError(f"stride must be positive, not {self.stride}.")
+        if not 0 <= self.octaves <= 16 or (self.octaves and self.stride is not None):
+            raise UserError(f"octaves is from 0 to 16, and 0 beside a stride, not {self.octaves}.")
+        if self.crop not in ("centre", "random"):
+            raise UserError(f"crop is centre or random, not {self.crop!r}.")
+
+
+@dataclass(frozen=True)
+class _Cut:
+    """A clip's frames, or only their times as long as they are not decoded."""
+
+    scene: int
+    fps: float | None
+    times_s: list[float]
+    video: np.ndarray | None = None
+
+
+def cut_video(path: Path, segment: Mapping[Any, Any], options: CutOptions) -> list[Clip]:
+    """The consecutive clips of one segment of a video, not overlapping, from the start of the segment or of a scene.
+
+    segment: `row_id`, `path` (as written in the table), `start` and `end` in seconds, NaN or None: of the video; an end
+    after the end of the video means that. A clip is uint8 (num_frames, height, width, 3) of one of the sizes; `fps` is
+    its own rate, and its attributes are the path and its start. With scene cuts, `scene` is its scene's number from 1,
+    `scenes` how many there are, and `scenes_skipped` how many of those looked at were too short for a clip. All clips
+    of a segment are given or none. Raises VideoError when the file cannot be read or there is no room for a clip.
+    """
+    start = max(0.0, _seconds(segment["start"], 0.0))
+    with Video(path) as video:
+        end = min(_seconds(segment["end"], math.inf), video.info.duration_s)
+        scenes: Scenes = [(start, end)] if start < end else []
+        if scenes and options.scenes is not None:
+            scenes = video_scenes(video, options.scenes, start, end)
+        size = nearest_size(video.info.aspect_ratio, options.sizes)
+        crops = [_crop(_clip_id(segment, k), options) for k in range(options.max_clips_per_row)]
+        if options.stride is None:
+            cuts = _by_time(video, str(segment["row_id"]), scenes, size, crops, options)
+        else:
+            cuts = list(_by_stride(video, scenes, size, crops, options))
+        if not cuts:
+            raise VideoError(path, _no_room(start, end, scenes, options))
+    return [_clip(segment, k, cut, cuts, len(scenes), options) for k, cut in enumerate(cuts)]
+
+
+def cut_image(path: Path, segment: Mapping[Any, Any], options: CutOptions) -> list[Clip]:
+    """The one clip of one frame that an image makes: uint8 (1, height, width, 3), without a rate.
+
+    See `read_image` for what becomes RGB how. Raises VideoError when the file cannot be read.
+    """
+    rgb = read_image(path)
+    height, width = nearest_size(rgb.shape[1] / rgb.shape[0], options.sizes)
+    clip_id = _clip_id(segment, 0)
+    with decoder_errors(path):
+        frame = av.VideoFrame.from_ndarray(rgb, format="rgb24")
+        picture = Scaler().picture(frame, height, width, _crop(clip_id, options))
+    return [Clip(clip_id, np.ascontiguousarray(picture)[None], {"path": str(segment["path"])})]
+
+
+def nearest_size(aspect_ratio: float, sizes: Sequence[tuple[int, int]]) -> tuple[int, int]:
+    """The (height, width) whose logarithm of width over height is nearest; the first of several."""
+    return min(sizes, key=lambda size: round(abs(math.log(size[1] / size[0]) - math.log(aspect_ratio)), 9))
+
+
+def _by_time(
+    video: Video,
+    row_id: str,
+    scenes: Scenes,
+    size: tuple[int, int],
+    crops: Sequence[Crop],
+    options: CutOptions,
+) -> list[_Cut]:
+    last_end = scenes[-1][1] if scenes else 0.0
+    cuts: list[_Cut] = []
+    for number, (start, end) in enumerate(scenes):
+        # A frame of the next scene may be stamped half a tick late.
+        length = ((end if end == last_end else end - video.tolerance_s) - start) * options.fps
+        at = 0  # in frames at the full rate
+        while len(cuts) < options.max_clips_per_row:
+            drawn = int(_draw(options.seed, f"{row_id}-{len(cuts)}", "rate") * (options.octaves + 1))
+            fitting = [2**k for k in range(drawn, -1, -1) if at + _room(options.num_frames, 2**k) <= length]
+            if not fitting:
+                break
+            step = fitting[0]
+            times = [start + (at + step * k) / options.fps for k in range(options.num_frames)]
+            cuts.append(_Cut(number, options.fps / step, times))
+            at += step * options.num_frames
+    if not cuts:
+        return []
+    times = [time for cut in cuts for time in cut.times_s]
+    each = [crop for crop, _ in zip(crops, cuts, strict=False) for _ in range(options.num_frames)]
+    frames = video.sample(times, *size, crops=each)
+    parts = np.split(frames, len(cuts))
+    return [_Cut(cut.scene, cut.fps, cut.times_s, part) for cut, part in zip(cuts, parts, strict=True)]
+
+
+def _room(num_frames: int, step: float) -> float:
+    """What a clip needs; half a frame of slack, since its last frame is taken at the beginning of its interval."""
+    return (num_frames - 0.5) * step
+
+
+def _by_stride(
+    video: Video, scenes: Scenes, size: tuple[int, int], crops: Sequence[Crop], options: CutOptions
+) -> Iterator[_Cut]:
+    assert options.stride is not None
+    made = scene = position = 0
+    pictures: list[np.ndarray] = []
+    times: list[float] = []
+    at = step = 0.0
+    frame: av.VideoFrame | None = None
+    for now, frame in video.frames(scenes[0][0]) if scenes else ():
+        step, at = now - at, now
+        while scene < len(scenes) and at >= scenes[scene][1] - video.tolerance_s:
+            scene, position, pictures, times = scene + 1, 0, [], []
+        if scene == len(scenes):
+            return
+        if at < scenes[scene][0] - video.tolerance_s:
+            continue
+        if position % options.stride == 0:
+            pictures.append(video.picture(frame, *size, crops[made]))
+            times.append(at)
+        position += 1
+        if len(pictures) == options.num_frames:
+            yield _Cut(scene, _rate(video, times, options.stride), times, np.stack(pictures))
+            made, pictures, times = made + 1, [], []
+            if made == options.max_clips_per_row:
+                return
+    if frame is not None:  # the file has ended before the segment
+        end_s = at + video.lasts_s(frame, step)
+        if end_s + options.stride * step < scenes[-1][1]:
+            raise video.too_short(end_s, end_s)
+
+
+def _rate(video: Video, times_s: Sequence[float], stride: int) -> float | None:
+    """Frames per second of a clip: that of the file over the stride, unless its timestamps say another."""
+    nominal, count, lasts = video.info.fps / stride, len(times_s) - 1, times_s[-1] - times_s[0]
+    if lasts <= 0 or (nominal > 0 and abs(count / nominal - lasts) <= 2 * video.tolerance_s):
+        return nominal or None
+    return count / lasts
+
+
+def _no_room(start: float, end: float, scenes: Scenes, options: CutOptions) -> str:
+    if options.stride is not None:
+        need = f"a clip of {options.num_frames} frames {options.stride} apart needs more"
+    else:
+        needed_s = options.num_frames / options.fps
+        need = f"a clip of {options.num_frames} frames at {options.fps:g} fps needs {needed_s:.2f} s"
+    if options.scenes is not None and scenes:
+        longest = max(after - before for before, after in scenes)
+        return (
+            f"has no scene that is long enough: the longest of {len(scenes)} has {longest:.2f} s, but {need}"
+        )
+    if options.scenes is not None and start < end:
+        return f"has no scene of {options.scenes.min_scene_s:g} s or more"
+    return f"is too short: its segment from {start:.2f} s has {max(0.0, end - start):.2f} s, but {need}"
+
+
+def _clip(
+    segment: Mapping[Any, Any], k: int, cut: _Cut, cuts: Sequence[_Cut], scenes: int, options: CutOptions
+) -> Clip:
+    attributes = {"path": str(segment["path"]), "start_s": f"{cut.times_s[0]:.3f}"}
+    if options.scenes is not None:
+        seen = scenes if len(cuts) < options.max_clips_per_row else cuts[-1].scene + 1
+        skipped = seen - len({other.scene for other in cuts})
+        attributes |= {"scene": f"{cut.scene + 1}", "scenes": f"{scenes}", "scenes_skipped": f"{skipped}"}
+    assert cut.video is not None
+    return Clip(_clip_id(segment, k), cut.video, attributes, fps=cut.fps)
+
+
+def _clip_id(segment: Mapping[Any, Any], k: int) -> str:
+    return f"{segment['row_id']}-{k:03d}"
+
+
+def _crop(clip_id: str, options: CutOptions) -> Crop:
+    if options.crop == "centre":
+        return None
+    return _draw(options.seed, clip_id, "down"), _draw(options.seed, clip_id, "right")
+
+
+def _draw(seed: int, name: str, what: str) -> float:
+    """Uniform in [0, 1): the same on every machine."""
+    digest = hashlib.sha256(f"{seed}\0{what}\0{name}".encode("utf-8", "surrogatepass")).digest()
+    return int.from_bytes(digest[:8], "big") / 2**64
+
+
+def _seconds(value: Any, default: float) -> float:
+    return default if value is None or math.isnan(value) else float(value)
