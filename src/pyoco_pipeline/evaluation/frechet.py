@@ -32,6 +32,6 @@ def frechet_distance(mean1: np.ndarray, cov1: np.ndarray, mean2: np.ndarray, cov
     return float(max(distance, 0.0))  # rounding alone can take it below zero
 
 
-def distance_of_statistics(first: FeatureStatistics, second: FeatureStatistics) -> float:
-    """Fréchet distance of two feature sets, covariances divided by N - 1."""
-    return frechet_distance(first.mean, first.covariance(), second.mean, second.covariance())
+def distance_of_statistics(first: FeatureStatistics, second: FeatureStatistics, ddof: int = 1) -> float:
+    """Fréchet distance of two feature sets, covariances divided by N - ddof: 0 in StyleGAN-V's FVD, 1 in TATS's."""
+    return frechet_distance(first.mean, first.covariance(ddof), second.mean, second.covariance(ddof))
