@@ -435,3 +435,13 @@ def test_a_stage_does_not_start_from_one_of_another_space(
     stage = StageSettings(init=str(trained / "base"), train=train_settings())
     with pytest.raises(UserError, match=r"base was trained on latents of .*, and ingest made pixels"):
         train_video_model("base", stage, trained / "inflated", digits_store, texts, tmp_path / "b")
+
+
+def test_a_model_from_scratch_is_of_what_is_trained_on(
+    latents: ClipStore, digits_store: ClipStore, texts: TextEmbeddings, tmp_path: Path
+) -> None:
+    for number, (store, channels) in enumerate(((latents, 4), (digits_store, 3))):
+        settings = image_settings("scratch", parametrisation=None)
+        model, info, _ = train_image_model(settings, store, texts, tmp_path / str(number))
+        assert (model.config["in_channels"], model.config["out_channels"]) == (channels, channels)
+        assert info.autoencoder_sha256 == autoencoder_sha256(store)

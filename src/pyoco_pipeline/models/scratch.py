@@ -18,12 +18,14 @@ def build_image_unet(
     attention_heads: int,
     norm_groups: int,
     patch: int = 1,
+    channels: int = 3,
     seed: int,
 ) -> UNet2DConditionModel:
-    """A new `UNet2DConditionModel` for RGB images of side `size`, conditioned on tokens of width `text_dim`.
+    """A new `UNet2DConditionModel` for images of side `size`, conditioned on tokens of width `text_dim`.
 
     attention_levels: per resolution level, from the finest, whether its blocks have self- and cross-attention.
     patch: side of the blocks of pixels that are one position, as `FrameByFrame` takes them.
+    channels: of the images, 3 for RGB, those of an autoencoder for its latents.
     """
     down = ["CrossAttnDownBlock2D" if attention else "DownBlock2D" for attention in attention_levels]
     up = ["CrossAttnUpBlock2D" if attention else "UpBlock2D" for attention in reversed(attention_levels)]
@@ -31,8 +33,8 @@ def build_image_unet(
         torch.manual_seed(seed)
         return UNet2DConditionModel(
             sample_size=size // patch,
-            in_channels=3 * patch**2,
-            out_channels=3 * patch**2,
+            in_channels=channels * patch**2,
+            out_channels=channels * patch**2,
             block_out_channels=tuple(block_out_channels),
             layers_per_block=layers_per_block,
             down_block_types=tuple(down),

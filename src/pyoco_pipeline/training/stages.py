@@ -136,12 +136,10 @@ def _image_model(settings: PretrainImageSettings, store: ClipStore, embeddings: 
                 f"pretrain_image.init=scratch makes square models, the clips are {height}x{width}."
             )
         unet = settings.unet.model_dump()
-        if store.manifest.autoencoder is not None:
-            raise UserError(
-                "pretrain_image.init=scratch makes models of pixels, and ingest.autoencoder is set: set it to null, or "
-                "init to the diffusers folder of a latent model."
-            )
-        return build_image_unet(size=height, text_dim=embeddings.dim, **unet, seed=settings.train.seed)
+        channels = sample_channels(store)
+        return build_image_unet(
+            size=height, text_dim=embeddings.dim, channels=channels, **unet, seed=settings.train.seed
+        )
     if settings.init == "shipped":
         return load_shipped(store.manifest.kind, store.shape[1:], embeddings.encoder_sha256)
     return load_image_model(settings.init)
