@@ -75,7 +75,9 @@ class Video:
         try:
             with decoder_errors(path):
                 self._tick = float(self._stream.time_base or 1 / av.time_base)
-                self.tolerance_s = self._tick / 2 + 1e-6
+                # Where a tick is a whole frame, as in AVI, nothing is rounded.
+                rounds = self._tick * float(self._stream.average_rate or 0) < 0.9
+                self.tolerance_s = self._tick / 2 * rounds + 1e-6
                 self._frames = self._decoded()
                 first = next(self._frames, None)
                 if first is None:
