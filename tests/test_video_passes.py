@@ -89,3 +89,12 @@ def test_a_frame_is_not_shown_before_its_time(tmp_path, name):
     for k in (0, 1, 5, 12):
         times = [k / vf.FPS, (k + 0.5) / vf.FPS, (k + 0.98) / vf.FPS, (k + 1) / vf.FPS]
         assert vf.indices(decode_frames(path, times, 48, 64)) == [k, k, k, k + 1]
+
+
+def test_a_picture_that_would_take_gigabytes_is_refused(tmp_path):
+    path = vf.write_video(
+        tmp_path / "v.mkv", 1, height=8000, width=9000, codec="ffv1", pix_fmt="gray",
+        picture=lambda k, h, w: np.zeros((h, w), np.uint8), picture_format="gray",
+    )  # fmt: skip
+    with pytest.raises(VideoError, match=r"is too large: 9000 × 8000 pixels"):
+        probe(path)

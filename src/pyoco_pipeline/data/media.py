@@ -67,6 +67,11 @@ def open_video_stream(path: str | Path) -> tuple[InputContainer, VideoStream]:
         raise
 
 
+def too_large(path: str | Path, width: int, height: int) -> VideoError:
+    """The error of a picture of more than MAX_PIXELS."""
+    return VideoError(path, f"is too large: {width} × {height} pixels, more than {MAX_PIXELS:,}")
+
+
 @contextmanager
 def decoder_errors(path: str | Path) -> Iterator[None]:
     """Make what PyAV and arithmetic on a damaged file's figures raise a VideoError."""
@@ -88,6 +93,8 @@ def _video_stream(path: str | Path, container: InputContainer) -> VideoStream:
         raise unusable(path, "cannot be decoded: its codec is not known")
     # Parallel work runs one file per process; frame threads would only delay the first frame.
     context.thread_count = 1
+    if context.width * context.height > MAX_PIXELS:
+        raise too_large(path, context.width, context.height)
     options: Any = {"max_pixels": str(MAX_PIXELS)}
     context.options = options
     return streams[0]

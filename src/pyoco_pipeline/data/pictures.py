@@ -17,7 +17,7 @@ import numpy as np
 from av.video.reformatter import Interpolation, VideoReformatter
 from PIL import Image
 
-from pyoco_pipeline.data.media import MAX_PIXELS, VideoError, check_readable
+from pyoco_pipeline.data.media import MAX_PIXELS, VideoError, check_readable, too_large
 
 MAX_STRETCH = (
     64  # of a picture's aspect ratio to the target's, at most: it bounds what is scaled and cropped away
@@ -128,9 +128,7 @@ def read_image(path: str | Path) -> np.ndarray:
     try:
         with Image.open(path, formats=IMAGE_FORMATS) as image:
             if image.width * image.height > MAX_PIXELS:
-                raise VideoError(
-                    path, f"is too large: {image.width} × {image.height} pixels, more than {MAX_PIXELS:,}"
-                )
+                raise too_large(path, image.width, image.height)
             image.load()
             rgb = _rgb(path, image)
             turn = _TURNS.get(image.getexif().get(_ORIENTATION_TAG, 1))
