@@ -74,22 +74,18 @@ class PublishedExtractor(ABC):
         """The network's input to features (M, D)."""
 
     def _batched(self, videos: Videos, read: Callable[[Tensor], Tensor], dim: int) -> np.ndarray:
-        frames = self._check(videos)
-        parts = [self._read(part, read, dim) for part in frames.split(self.batch_size)] if len(frames) else []
-        return np.concatenate(parts) if parts else np.empty((0, dim), np.float32)
-
-    @torch.inference_mode()
-    def _read(self, videos: Tensor, read: Callable[[Tensor], Tensor], dim: int) -> np.ndarray:
-        x = self.prepare(videos.to(self.device, non_blocking=True))
-        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bfloat16"):
-            y = read(x)
-        count = len(videos) * (videos.shape[1] if self.media == "frame" else 1)
-        if y.shape != (count, dim):
+        clips = self._check(videos)
+        count = len(clips) * (clips.shape[1] if self.media == "frame" else 1)
+        if not count:
+            return np.empty((0, dim), np.float32)
+        # Outputs stay on the device till the end, so that a GPU computes while the next batch is sent.
+        outputs = torch.cat([self._read(part, read) for part in clips.split(self.batch_size)])
+        if outputs.shape != (count, dim):
             raise UserError(
-                f"{self.weights.path} gives outputs of shape {tuple(y.shape)} where {self.title} has {(count, dim)}: "
-                "it is another network; name the published file."
+                f"{self.weights.path} gives outputs of shape {tuple(outputs.shape)} where {self.title} has "
+                f"{(count, dim)}: it is another network; name the published file."
             )
-        values = y.float().cpu().numpy()
+        values = outputs.cpu().numpy()
         wrong = int((~np.isfinite(values)).any(axis=1).sum())
         if wrong:
             raise UserError(
@@ -97,6 +93,14 @@ class PublishedExtractor(ABC):
                 f"{self.weights.path} are damaged, or {self.precision} does not suffice."
             )
         return values
+
+    @torch.inference_mode()
+    def _read(self, videos: Tensor, read: Callable[[Tensor], Tensor]) -> Tensor:
+        if self.device.type == "cuda" and not videos.is_cuda:
+            videos = videos.contiguous().pin_memory()
+        x = self.prepare(videos.to(self.device, non_blocking=True))
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bfloat16"):
+            return read(x).float()
 
     def _check(self, videos: Videos) -> Tensor:
         x = torch.as_tensor(videos)
