@@ -265,12 +265,26 @@ _WITH_ALPHA: dict[str, type[MixedNoise] | type[ProgressiveNoise]] = {
 }
 
 
-def make_prior(name: str, alpha: float | None = None) -> NoisePrior:
-    """The prior named iid (alpha is ignored), mixed or progressive (alpha in [0, ∞]); else ValueError."""
+EMPIRICAL = "empirical"  # the name under which settings give a measured Toeplitz row
+
+
+def make_prior(
+    name: str, alpha: float | None = None, *, correlation: Sequence[float] | None = None
+) -> NoisePrior:
+    """The prior named iid, mixed or progressive (alpha in [0, ∞]), or empirical; else ValueError.
+
+    correlation: of empirical, measured between frames at distance 0, 1, …: it is a `CovarianceNoise` of that Toeplitz
+        row, which is how its `config` names it. Each name ignores what is another's.
+    """
     if name == IIDNoise.name:
         return IIDNoise()
+    if name == EMPIRICAL:
+        if correlation is None:
+            raise ValueError("name is 'empirical' without a correlation: expected those at distance 0, 1, …")
+        return CovarianceNoise(list(correlation))
     if name not in _WITH_ALPHA:
-        raise ValueError(f"name is {name!r}: expected one of {', '.join([IIDNoise.name, *_WITH_ALPHA])}.")
+        known = ", ".join([IIDNoise.name, *_WITH_ALPHA, EMPIRICAL])
+        raise ValueError(f"name is {name!r}: expected one of {known}.")
     return _WITH_ALPHA[name](alpha)  # type: ignore[arg-type]  # the constructor refuses None in words
 
 
