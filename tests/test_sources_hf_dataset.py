@@ -151,6 +151,17 @@ def test_numbers_are_no_media_and_damage_is_named(tmp_path):
         source(tmp_path).captions()
 
 
+def test_all_rows_of_a_file_are_of_one_split(tmp_path):
+    names = [f"{k}.mp4" for k in range(20)]
+    for name in names:
+        (tmp_path / name).write_bytes(b"x")
+    spelled = [spelling for name in names for spelling in (name, f"./{name}", name)]
+    write(tmp_path / "0.parquet", ["x"] * 60, spelled, pa.string())
+    table = source(tmp_path, test_share=0.5).captions()
+    assert set(table.groupby(np.repeat(names, 3))["split"].nunique()) == {1}
+    assert set(table["split"]) == {"train", "test"}
+
+
 def test_a_table_outside_the_root_is_not_read(tmp_path):
     (tmp_path / "root").mkdir()
     write(tmp_path / "0.parquet", ["a"])

@@ -39,7 +39,7 @@ class HFDatasetSource(StoredSource):
     caption_column: text, or lists of text: each is then a row
     Splits are the folders of a DatasetDict, or named by Parquet files (train-00000-of-00002.parquet) or their
     folders (train/0000.parquet). Where none is a test split, about `test_share` of the rows are test rows, chosen by a
-    hash of file and row; `validate_split` says what becomes of a validation split.
+    hash of table and row, or of the file that the row names; `validate_split` says what becomes of a validation split.
     """
 
     kind = "hf_dataset"
@@ -67,20 +67,26 @@ class HFDatasetSource(StoredSource):
         saved = self._saved_parts()
         tables = saved if saved is not None else self._parquet_parts()
         splits = self._splits(list(tables))
-        paths, captions, chosen, names = [], [], [], []
-        for part, split in splits.items():
+        paths, captions, parts, names = [], [], [], []
+        for part in splits:
             table = tables[part] if saved is not None else self._parquet_columns(part)
             for row, (path, texts) in enumerate(self._rows(part, table)):
                 name = f"{part}#{row}"
                 for text in texts:
                     paths.append(path)
                     captions.append(text)
-                    chosen.append(split or split_by_hash(name, self.test_share))
+                    parts.append(part)
                     names.append(name)
-        files = self.storage.locate_all(path for path in paths if "#" not in path)
-        problems = [files[path].problem if path in files else "" for path in paths]
         if not paths:
             raise UserError(f"{self.storage} has no rows.")
+        files = self.storage.locate_all(path for path, name in zip(paths, names, strict=True) if path != name)
+        problems = [files[path].problem if path in files else "" for path in paths]
+        # Rows that name one file show the same footage, so the file is drawn, not the row.
+        drawn = [files[path].name if path in files else name for path, name in zip(paths, names, strict=True)]
+        chosen = [
+            splits[part] or split_by_hash(name, self.test_share)
+            for part, name in zip(parts, drawn, strict=True)
+        ]
         return captions_table(paths, captions, chosen, problems, names=names)
 
     @contextmanager
