@@ -121,6 +121,11 @@ def test_a_file_in_two_splits_leaks_only_where_segments_overlap():
     assert leakage(["a", "a", "a"], ["x", "y", "z"], [0, 0, 0], [1, 1, 1]) == [3, 3, 3]
 
 
+def test_files_of_one_name_in_two_sources_are_two_files():
+    captions = table(*"abcd", path=["a"] * 4, split=["train", "test", "train", "train"], source=[0, 1, 1, 2])
+    assert derive_columns(captions)["splits_of_file"].tolist() == [1, 2, 2, 1]
+
+
 SEGMENT = st.tuples(
     st.sampled_from("ab"), st.sampled_from(["train", "test"]), st.integers(0, 6), st.integers(1, 4)
 )

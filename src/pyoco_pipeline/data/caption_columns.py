@@ -8,7 +8,8 @@ num_tokens      the table's own column if it has one, else words and punctuation
 normalised      the caption in NFKC, case-folded, runs of spaces and punctuation collapsed to one space
 near_duplicate  1.0 where the normalised caption occurred in a row above, else 0.0: its mean is their share
 script          Unicode script of most letters (LATIN, CYRILLIC, CJK, HIRAGANA, ...), "NONE" without letters
-splits_of_file  number of splits that show some of this segment of this file: more than 1 is leakage
+splits_of_file  number of splits that show some of this segment of this file: more than 1 is leakage; where there is
+                a column source, files of one name in two sources are two files
 segment_ok      whether 0 <= start < end, where they are given
 path_problem    the table's own column if it has one, else ""
 
@@ -103,9 +104,9 @@ def _splits_of_file(frame: pd.DataFrame, begins: np.ndarray, ends: np.ndarray) -
     counts = np.ones(len(frame), dtype=np.int64)
     if "split" not in frame.columns:
         return counts
-    files = pd.factorize(pd.Series([posixpath.normpath(str(path)) for path in frame["path"]], dtype=object))[
-        0
-    ]
+    paths = (posixpath.normpath(str(path)) for path in frame["path"])
+    places = frame["source"] if "source" in frame.columns else [0] * len(frame)
+    files = pd.factorize(pd.Series(list(zip(places, paths, strict=True)), dtype=object))[0]
     splits = pd.factorize(frame["split"])[0]
     # File and time in one sortable integer, so that all files are searched at once.
     moments, ranks = np.unique(np.concatenate([begins, ends]), return_inverse=True)
