@@ -28,7 +28,10 @@ def cut_segment(source: MediaFiles, segment: Segment, cut: CutOptions) -> list[C
     """The clips of one segment, with their scores. Raises VideoError."""
     with source.local_file(str(segment["path"])) as path:
         clips = (cut_image if source.media == "image" else cut_video)(path, segment, cut)
-    return [
-        replace(clip, scores=clip.scores | score(clip.video), phash=perceptual_hash(clip.video))
-        for clip in clips
-    ]
+    return [scored(clip) for clip in clips]
+
+
+def scored(clip: Clip) -> Clip:
+    """The clip with its scores, and with a perceptual hash, of its own pictures where it came without one."""
+    phash = perceptual_hash(clip.video) if clip.phash is None else clip.phash
+    return replace(clip, scores=clip.scores | score(clip.video), phash=phash)
