@@ -79,7 +79,7 @@ def test_distances_have_a_floor_and_scores_the_value_of_real_clips(result):
 
 def test_the_result_can_be_written_and_says_what_was_compared(result, stores):
     assert json.loads(json.dumps(result)) == result
-    assert result["schema_version"] == 1
+    assert result["schema_version"] == 2
     assert result["generated_sha256"] == stores[0].manifest.sha256
     assert result["reference_sha256"] == stores[1].manifest.sha256
     assert result["seed"] == 0

@@ -68,3 +68,17 @@ def clip_consistency(features: np.ndarray) -> np.ndarray:
 def temporal_consistency(features: np.ndarray) -> float:
     """Mean cosine of adjacent frames over all clips. A frozen clip scores 1: read it beside real clips."""
     return float(clip_consistency(features).mean())
+
+
+def motion_magnitude(videos: np.ndarray) -> np.ndarray:
+    """Mean absolute change of luma (BT.601) between adjacent frames, in grey levels: uint8 (N, T, H, W, 3) to (N,).
+
+    T of at least 2. A frozen clip scores 0.
+    """
+    if videos.ndim != 5 or videos.shape[1] < 2:
+        raise ValueError(f"videos have shape {videos.shape}, expected (N, T, H, W, 3) with at least 2 frames")
+    values = np.empty(len(videos))
+    for i, video in enumerate(videos):  # one at a time: float frames take four times the memory
+        luma = video.astype(np.float32) @ np.array([0.299, 0.587, 0.114], np.float32)
+        values[i] = np.abs(np.diff(luma, axis=0)).mean(dtype=np.float64)
+    return values

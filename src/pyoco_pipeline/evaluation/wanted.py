@@ -1,0 +1,178 @@
+"""Which metrics can be had from the clips and the extractors that are given, and the readers for them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Any, get_args
+
+import torch
+
+from pyoco_pipeline.data.clips import ClipStore
+from pyoco_pipeline.errors import UserError
+from pyoco_pipeline.evaluation.digits3d import CLASSES, MIN_FRAMES
+from pyoco_pipeline.evaluation.extractor_registry import open_extractor
+from pyoco_pipeline.evaluation.extractors import Digits3D, Lite0
+from pyoco_pipeline.evaluation.metric_table import TABLE
+from pyoco_pipeline.evaluation.protocols import Protocol
+from pyoco_pipeline.evaluation.published.base import PublishedExtractor
+from pyoco_pipeline.evaluation.readers import ClipReader, DigitsReader, FrameReader, PixelReader, Reader
+from pyoco_pipeline.evaluation.reference import DIGITS_KIND
+from pyoco_pipeline.evaluation.settings import METRICS, EvaluateSettings, ExtractorSettings, MetricName
+
+DIGITS_METRICS = ("fvd_digits3d", "is_digits3d", "caption_accuracy")
+ALL_METRICS: tuple[str, ...] = tuple(
+    name for part in get_args(MetricName) for name in ([part] if isinstance(part, str) else get_args(part))
+)
+
+
+class Extractors:
+    """The embedded extractors, loaded when asked for, and the published ones that the settings name."""
+
+    def __init__(
+        self, settings: EvaluateSettings, device: str | torch.device, digits3d_folder: str | Path | None
+    ) -> None:
+        self._device, self._folder = device, digits3d_folder
+        self.published: dict[str, PublishedExtractor] = {
+            name: _open(name, options, device) for name, options in settings.extractors.items()
+        }
+
+    @cached_property
+    def digits3d(self) -> Digits3D:
+        return Digits3D(self._folder, self._device)
+
+    @cached_property
+    def lite0(self) -> Lite0:
+        return Lite0(self._device)
+
+
+def _open(name: str, options: ExtractorSettings, device: str | torch.device) -> PublishedExtractor:
+    try:
+        return open_extractor(
+            name,
+            options.path,
+            device,
+            expected_sha256=options.sha256,
+            allow_other_weights=options.allow_other_weights,
+            batch_size=options.batch_size,
+            precision=options.precision,
+        )
+    except ValueError as error:  # such as a precision that a network does not run in
+        raise UserError(f"evaluate.extractors.{name}: {error}.") from error
+
+
+def wanted_metrics(
+    generated: ClipStore,
+    reference: ClipStore,
+    num_frames: int,
+    extractors: Extractors,
+    protocol: Protocol | None,
+    settings: EvaluateSettings,
+) -> tuple[list[str], dict[str, str]]:
+    """The metrics to compute, and those that were to be but do not apply, with the reason.
+
+    Raises UserError where one of the latter was asked for by name, and where none is left of a protocol's.
+    """
+    if settings.metrics != "auto":
+        asked: list[str] = list(settings.metrics)
+    elif protocol is not None:
+        asked = list(protocol.metrics)
+    else:
+        given = [name for name in ALL_METRICS if TABLE[name].extractor in extractors.published]
+        asked = [*METRICS, *given, *(["motion_magnitude"] if given else [])]
+    refused = _refusals(generated, reference, num_frames, extractors, asked)
+    if settings.metrics != "auto" and refused:
+        raise UserError("; ".join(f"evaluate.metrics: {n}: {r}" for n, r in refused.items()))
+    wanted = [name for name in asked if name not in refused]
+    if protocol is not None and not any(TABLE[name].extractor for name in wanted):
+        raise UserError(
+            f"None of the metrics of protocol {protocol.name} can be computed; " + "; ".join(refused.values())
+        )
+    return wanted, refused
+
+
+def _refusals(
+    generated: ClipStore, reference: ClipStore, num_frames: int, extractors: Extractors, asked: Sequence[str]
+) -> dict[str, str]:
+    refused = {n: r for n, r in _digits_refusals(generated, reference, num_frames).items() if n in asked}
+    for name in asked:
+        metric = TABLE[name]
+        if metric.extractor in ("digits3d", "lite0", None):
+            if num_frames < 2 and metric.array in ("consistency", "motion"):
+                refused[name] = "A clip of one frame has no adjacent frames."
+            continue
+        if metric.extractor not in extractors.published:
+            refused[name] = f"evaluate.extractors has no {metric.extractor}: give the path of its weights."
+            continue
+        extractor = extractors.published[metric.extractor]
+        longest = extractor.max_frames or num_frames
+        if not extractor.min_frames <= num_frames <= longest:
+            exactly = extractor.min_frames == extractor.max_frames
+            refused[name] = (
+                f"{extractor.title} reads clips of {'' if exactly else 'at least '}{extractor.min_frames} frames, and "
+                f"these have {num_frames}."
+            )
+        elif metric.array == "consistency" and num_frames < 2:
+            refused[name] = "A clip of one frame has no adjacent frames."
+        elif metric.array == "similarity" and not all(item.caption for item in generated.clips()):
+            refused[name] = f"Some clips in {generated.folder} have no caption."
+    return refused
+
+
+def _digits_refusals(generated: ClipStore, reference: ClipStore, num_frames: int) -> dict[str, str]:
+    others = [s for s in (generated, reference) if s.manifest.kind != DIGITS_KIND]
+    if others:
+        kind = others[0].manifest.kind
+        reason = f"Digits3D reads moving digits only, and {others[0].folder} holds clips of kind {kind}."
+        return dict.fromkeys(DIGITS_METRICS, reason)
+    if num_frames < MIN_FRAMES:
+        reason = f"Digits3D needs clips of at least {MIN_FRAMES} frames, and these have {num_frames}."
+        return dict.fromkeys(DIGITS_METRICS, reason)
+    if missing := [k for k in CLASSES if k not in next(generated.clips()).clip.attributes]:
+        return {"caption_accuracy": f"The clips in {generated.folder} do not say their {', '.join(missing)}."}
+    return {}
+
+
+def make_readers(
+    wanted: Sequence[str],
+    extractors: Extractors,
+    settings: EvaluateSettings,
+    *,
+    keep: bool,
+    captioned: bool = True,
+    distances_only: bool = False,
+) -> dict[str, Reader]:
+    """Extractor's name in the table -> reader, of what these metrics need.
+
+    keep: the features for intervals and extrapolation, where these are asked for; kernel distances keep theirs anyway.
+    captioned: whether the clips have captions to compare with. distances_only: of the reference, which has no scores.
+    """
+    keep = keep and bool(settings.bootstrap or settings.extrapolate)
+    readers: dict[str, Reader] = {}
+    for key in dict.fromkeys(TABLE[name].extractor for name in wanted):
+        metrics = [TABLE[name] for name in wanted if TABLE[name].extractor == key]
+        kinds = {metric.kind for metric in metrics}
+        arrays = tuple(
+            sorted({m.array for m in metrics if m.array} - (set() if captioned else {"similarity"}))
+        )
+        if distances_only:
+            if not kinds & {"frechet", "kernel"}:
+                continue
+            arrays = ()
+        keeps = "kernel" in kinds or (keep and "frechet" in kinds)
+        readers[key or "pixels"] = _reader(key, extractors, settings, arrays, keeps)
+    return readers
+
+
+def _reader(
+    key: str | None, extractors: Extractors, settings: EvaluateSettings, arrays: tuple[str, ...], keep: bool
+) -> Reader:
+    if key is None:
+        return PixelReader()
+    if key == "digits3d":
+        return DigitsReader(extractors.digits3d, keep)
+    extractor: Any = extractors.lite0 if key == "lite0" else extractors.published[key]
+    if key == "lite0" or extractor.media == "frame":
+        return FrameReader(extractor, settings.fid_frames, arrays, keep)
+    return ClipReader(extractor, arrays, keep)
