@@ -160,6 +160,7 @@ def test_all_rows_of_a_file_are_of_one_split(tmp_path):
     table = source(tmp_path, test_share=0.5).captions()
     assert set(table.groupby(np.repeat(names, 3))["split"].nunique()) == {1}
     assert set(table["split"]) == {"train", "test"}
+    assert table["path"].tolist() == np.repeat(names, 3).tolist()
 
 
 def test_a_table_outside_the_root_is_not_read(tmp_path):

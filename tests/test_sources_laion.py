@@ -79,6 +79,17 @@ def test_a_table_may_name_the_files(tmp_path):
         assert path.read_bytes() == b"video"
 
 
+def test_two_spellings_of_a_file_are_one_path_in_one_split(tmp_path):
+    names = [f"{k}.jpg" for k in range(20)]
+    for name in names:
+        (tmp_path / name).write_bytes(b"x")
+    spelled = [spelling for name in names for spelling in (name, f"./{name}")]
+    pd.DataFrame({"TEXT": ["x"] * 40, "file": spelled}).to_parquet(tmp_path / "t.parquet")
+    table = LaionSource(tmp_path, path_column="file", test_share=0.5).captions()
+    assert table["path"].tolist() == [name for name in names for _ in range(2)]
+    assert set(table.groupby("path")["split"].nunique()) == {1}
+
+
 def test_addresses_alone_are_never_fetched(tmp_path):
     pd.DataFrame({"URL": ["http://a/1.jpg"], "TEXT": ["x"]}).to_parquet(tmp_path / "part-00000.parquet")
     with pytest.raises(

@@ -124,6 +124,27 @@ def test_without_a_split_column_a_file_never_falls_in_two_splits(tmp_path):
     assert set(captions["split"]) == {"train", "test"}
 
 
+def test_a_file_has_one_path_however_it_is_spelled(tmp_path):
+    (tmp_path / "sub").mkdir()
+    (tmp_path / "a.mp4").write_bytes(b"x")
+    (tmp_path / "link.mp4").symlink_to("a.mp4")
+    spellings = [
+        "a.mp4",
+        "./a.mp4",
+        "sub/../a.mp4",
+        f"{tmp_path}/a.mp4",
+        "link.mp4",
+        "./none.mp4",
+        "../x.mp4",
+    ]
+    table = source(
+        write(tmp_path, "path,caption\n" + "".join(f"{path},x\n" for path in spellings))
+    ).captions()
+    assert table["path"].tolist() == ["a.mp4"] * 5 + ["./none.mp4", "../x.mp4"]
+    assert table["row_id"][1] == "000002-a.mp4"
+    assert table["row_id"][4] == "000005-link.mp4"
+
+
 def test_the_share_of_test_files_is_the_one_asked_for(tmp_path):
     write(tmp_path, "path,caption\n" + "".join(f"{k}.mp4,x\n" for k in range(1000)))
     share = (source(tmp_path, test_share=0.2).captions()["split"] == "test").mean()

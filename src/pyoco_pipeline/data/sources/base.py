@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import math
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any, ClassVar, Literal, Protocol
@@ -13,7 +13,7 @@ from typing import Any, ClassVar, Literal, Protocol
 import numpy as np
 import pandas as pd
 
-from pyoco_pipeline.data.storage import Storage
+from pyoco_pipeline.data.storage import Located, Storage
 from pyoco_pipeline.errors import UserError
 
 SPLITS = ("train", "test")
@@ -84,6 +84,11 @@ def captions_table(
     columns["split"] = pd.Series(list(splits), dtype=object)
     columns["path_problem"] = pd.Series(list(problems), dtype=object)
     return pd.DataFrame(columns | {name: list(values) for name, values in extra.items()})
+
+
+def one_spelling(paths: Iterable[str], files: Mapping[str, Located]) -> list[str]:
+    """The paths with one name for each file, so that its rows meet; as written where nothing usable was found."""
+    return [files[path].name if path in files and not files[path].problem else path for path in paths]
 
 
 def split_by_hash(name: str, test_share: float) -> str:

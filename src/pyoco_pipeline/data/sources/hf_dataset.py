@@ -21,6 +21,7 @@ from pyoco_pipeline.data.sources.base import (
     captions_table,
     check_share,
     official_split,
+    one_spelling,
     split_by_hash,
 )
 from pyoco_pipeline.data.sources.tables import read_json
@@ -87,7 +88,7 @@ class HFDatasetSource(StoredSource):
             splits[part] or split_by_hash(name, self.test_share)
             for part, name in zip(parts, drawn, strict=True)
         ]
-        return captions_table(paths, captions, chosen, problems, names=names)
+        return captions_table(one_spelling(paths, files), captions, chosen, problems, names=names)
 
     @contextmanager
     def local_file(self, path: str) -> Iterator[Path]:

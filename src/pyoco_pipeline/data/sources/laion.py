@@ -17,6 +17,7 @@ from pyoco_pipeline.data.sources.base import (
     as_text,
     captions_table,
     check_share,
+    one_spelling,
     split_by_hash,
 )
 from pyoco_pipeline.errors import UserError
@@ -91,8 +92,9 @@ class LaionSource(StoredSource):
             raise UserError(f"None of the {listed} rows below {self.storage} was downloaded.")
         files = self.storage.locate_all(path for path in paths if not parquet.split_cell_path(path))
         problems = [files[path].problem if path in files else "" for path in paths]
-        splits = [split_by_hash(path, self.test_share) for path in paths]
-        return captions_table(paths, captions, splits, problems)
+        drawn = [files[path].name if path in files else path for path in paths]
+        splits = [split_by_hash(name, self.test_share) for name in drawn]
+        return captions_table(one_spelling(paths, files), captions, splits, problems, names=paths)
 
     @contextmanager
     def local_file(self, path: str) -> Iterator[Path]:

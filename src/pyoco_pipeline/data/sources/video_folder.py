@@ -16,6 +16,7 @@ from pyoco_pipeline.data.sources.base import (
     as_text,
     captions_table,
     check_share,
+    one_spelling,
     split_by_hash,
 )
 from pyoco_pipeline.data.sources.tables import read_table
@@ -50,7 +51,7 @@ class VideoFolderSource(StoredSource):
         self.test_share = check_share(test_share)
 
     def captions(self) -> pd.DataFrame:
-        """One row per row of the table, in its order.
+        """One row per row of the table, in its order; `path` is one name for all spellings of a file.
 
         Raises UserError for a missing folder or table, a table that cannot be read, has no rows or lacks a column,
         and for a split or time that means nothing.
@@ -65,12 +66,13 @@ class VideoFolderSource(StoredSource):
         paths = [text or "" for text in self._texts(table, "path")]
         files = self.storage.locate_all(paths)
         return captions_table(
-            paths,
+            one_spelling(paths, files),
             self._texts(table, "caption"),
             self._splits(table, paths, files),
             [files[path].problem for path in paths],
             start=self._seconds(table, "start"),
             end=self._seconds(table, "end"),
+            names=paths,
         )
 
     def _texts(self, table: pd.DataFrame, column: str) -> list[str | None]:
