@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from projects import REPOSITORY
 from s3 import s3_server
 
 from pyoco_pipeline.data.batches import BatchOptions, ClipBatches
@@ -60,6 +61,7 @@ def test_dvc_pushes_data_to_a_bucket_and_pulls_it_back(server, tmp_path):
     videos.mkdir(parents=True)
     (videos / "captions.csv").write_text("path,caption\na.mp4,a wave\n")
     (videos / "a.mp4").write_bytes(bytes(range(256)) * 100)
+    shutil.copy(REPOSITORY / ".gitignore", tmp_path)
     run("git", "init", "-q")
     run(dvc, "init", "-q")
     run(dvc, "remote", "add", "--default", "storage", "s3://bucket/pyoco")

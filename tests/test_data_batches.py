@@ -185,13 +185,13 @@ def test_parts_of_a_batch_are_the_batch(ten):
 
 def test_a_part_reads_only_the_groups_of_its_lanes(tmp_path, monkeypatch):
     monkeypatch.setattr(clips_module, "SHARD_ROWS", 2)
-    source = ClipBatches(*numbered(tmp_path, 16), BatchOptions(4, caption_dropout=0.0, lanes=2))
+    source = ClipBatches(*numbered(tmp_path, 32), BatchOptions(4, caption_dropout=0.0, lanes=2))
     source.batch(0, CPU, (1, 2))
     first, second = source._videos.walks[0]
 
     assert not first.reader._read
-    assert len(second.reader._read) == 4
-    assert {shown for k in range(4) for shown in shown_of(source, k)} == set(range(16))
+    assert len(second.reader._read) == 8
+    assert {shown for k in range(8) for shown in shown_of(source, k)} == set(range(32))
 
 
 def shown_of(source: ClipBatches, step: int) -> list[int]:
@@ -282,3 +282,50 @@ def test_what_is_drawn_in_decoding_does_not_depend_on_the_parts(ten):
     whole = source().batch(5, CPU).x0
     assert torch.equal(torch.cat([source().batch(5, CPU, (i, 2)).x0 for i in range(2)]), whole)
     assert not torch.equal(whole, source().batch(6, CPU).x0)
+
+
+def test_the_memory_of_the_shuffle_is_bounded_over_all_sizes_and_kinds_of_steps(tmp_path, monkeypatch):
+    monkeypatch.setattr(clips_module, "SHARD_ROWS", 4)
+    items = [
+        CaptionedClip(Clip(f"{w}-{i}", np.full((FRAMES, 2, w, 3), i, np.uint8)), f"clip {i % 8}", "train")
+        for w in (2, 3, 4, 5)
+        for i in range(64)
+    ]
+    write_clips(
+        tmp_path / "sizes", items, kind="test", shape=(FRAMES, 2, 2), fps=8.0, sizes=[(2, 3), (2, 4), (2, 5)]
+    )
+    _, text = numbered(tmp_path, 8)
+    store = ClipStore(tmp_path / "sizes")
+    source = ClipBatches(store, text, BatchOptions(2, image_share=0.5, buffer=64))
+    walks = [walk for kind in (source._videos, source._images) for lanes in kind.walks for walk in lanes]
+    for step in range(60):
+        source.batch(step, CPU)
+    held = sum(walk.reader.groups[group].rows for walk in walks for group in walk.reader._read)
+
+    # Twice the buffer, and two groups of four for each of eight walks.
+    assert held <= 2 * 64 + 8 * 2 * 4
+    largest = FRAMES * 2 * 5 * 3
+    small = ClipBatches(store, text, BatchOptions(2, buffer=10**6, buffer_mb=1))
+    assert sum(lanes[0].order.buffer for lanes in small._videos.walks) <= 10**6 // largest
+
+
+def test_few_clips_are_seen_equally_often_from_all_lanes(tmp_path, monkeypatch):
+    monkeypatch.setattr(clips_module, "SHARD_ROWS", 10)
+    source = ClipBatches(*numbered(tmp_path, 30), BatchOptions(2, caption_dropout=0.0, lanes=2))
+    seen = Counter(i for k in range(60) for i in shown(source.batch(k, CPU)))
+
+    assert set(seen.values()) == {4}
+
+
+def test_a_store_that_is_written_anew_ends_the_reading(tmp_path, monkeypatch):
+    monkeypatch.setattr(clips_module, "SHARD_ROWS", 2)
+    store, text = numbered(tmp_path, 16)
+    source = ClipBatches(store, text, BatchOptions(2, buffer=2))
+    source.batch(0, CPU)
+    clips = store.take()
+    for path in store.folder.iterdir():
+        path.unlink()
+    write_clips(store.folder, clips, kind="test", shape=(FRAMES, 2, 2), fps=8.0)
+
+    with pytest.raises(UserError, match="was written anew while it was read"):
+        [source.batch(k, CPU) for k in range(8)]

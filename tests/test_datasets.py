@@ -150,3 +150,34 @@ def test_a_folder_at_an_address_is_read_and_never_written():
     with pytest.raises(DatasetError) as raised:
         dataset.save(writer("new"))
     assert "only read from" in str(raised.value.__cause__)
+
+
+def test_a_link_to_another_place_stays_one(tmp_path):
+    (tmp_path / "large disk/folder").mkdir(parents=True)
+    (tmp_path / "folder").symlink_to(tmp_path / "large disk/folder")
+    dataset = FolderDataset(filepath=str(tmp_path / "folder"))
+    for text in ("old", "new"):
+        dataset.save(writer(text))
+
+    assert (tmp_path / "folder").is_symlink()
+    assert (tmp_path / "large disk/folder/file").read_text() == "new"
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["folder", "large disk"]
+
+
+def test_what_a_writer_gives_back_is_called_when_the_folder_is_in_place(dataset, target):
+    seen = []
+
+    def write(folder):
+        writer("new")(folder)
+        return lambda: seen.append((target / "file").read_text())
+
+    dataset.save(write)
+    assert seen == ["new"]
+
+
+def test_a_folder_that_was_taken_away_before_the_new_one_was_there_comes_back(dataset, target):
+    dataset.save(writer("old"))
+    target.rename(target.with_name(".old-folder"))
+
+    assert dataset.exists()
+    assert (dataset.load() / "file").read_text() == "old"

@@ -8,11 +8,14 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
+from kedro.io import DatasetError
 from video_files import grey, indices, write_video
 
 from pyoco_pipeline.data import tasks as tasks_module
@@ -20,9 +23,10 @@ from pyoco_pipeline.data.clips import ClipStore
 from pyoco_pipeline.data.cutting import CutOptions
 from pyoco_pipeline.data.digits import MovingDigitsSource
 from pyoco_pipeline.data.filters import FilterOptions
-from pyoco_pipeline.data.ingest import IngestOptions, ingest_clips, plan_tasks
+from pyoco_pipeline.data.ingest import IngestOptions, ingest_clips, plan_tasks, write_ingested
 from pyoco_pipeline.data.sources import open_source
 from pyoco_pipeline.data.tasks import TaskOptions
+from pyoco_pipeline.datasets import FolderDataset
 from pyoco_pipeline.errors import UserError
 
 CUT = CutOptions(num_frames=4, sizes=((16, 16),), fps=8)
@@ -60,6 +64,13 @@ def ingest(folder: Path, source, how: IngestOptions | None = None, sources=None)
     return ingest_clips(folder / "clips", folder / "work", sources or [source], captions, how or options())
 
 
+def save(folder: Path, source, how: IngestOptions) -> None:
+    """Ingest as the pipeline does it: into a folder that is whole or not there."""
+    captions = source.captions().assign(source=0)
+    writer = partial(write_ingested, work=folder / "work", sources=[source], captions=captions, options=how)
+    FolderDataset(filepath=str(folder / "clips")).save(writer)
+
+
 def contents(folder: Path) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in (folder / "clips").iterdir()}
 
@@ -74,6 +85,12 @@ def test_drawn_clips_come_in_the_order_of_their_rows(tmp_path):
         (4, 16, 16),
     )
     assert [item.clip.clip_id for item in store.clips("train")] == [f"train-{i:06d}" for i in range(10)]
+
+
+def test_what_was_done_is_kept_until_the_clips_are_in_place(tmp_path):
+    save(tmp_path, digits(), options())
+
+    assert ClipStore(tmp_path / "clips").manifest.counts == {"test": 3, "train": 10}
     assert not list((tmp_path / "work").iterdir())
 
 
@@ -261,11 +278,11 @@ def test_a_task_is_done_again_when_what_it_is_made_of_changes(tmp_path, change):
 _KILLED = """
 import sys
 from pathlib import Path
-from test_ingest import ingest, options
+from test_ingest import options, save
 from pyoco_pipeline.data.sources import open_source
 if __name__ == "__main__":
     source = open_source("video_folder", root=sys.argv[1], captions_file="captions.csv")
-    ingest(Path(sys.argv[2]), source, options(executor="processes", workers=2, segments_per_task=1))
+    save(Path(sys.argv[2]), source, options(executor="processes", workers=2, segments_per_task=1))
 """
 
 
@@ -342,3 +359,121 @@ def test_a_file_system_that_really_is_full(tmp_path):
         assert "." not in kept
     finally:
         subprocess.run(["umount", str(small)], check=True)
+
+
+_KILLED_AT = """
+import os, signal, sys
+from pathlib import Path
+from test_ingest import digits, options, save
+from pyoco_pipeline.data import ingest, tasks
+def kill(*_, **__): os.kill(os.getpid(), signal.SIGKILL)
+place = sys.argv[2]
+if place == "rename": Path.rename = kill
+elif place == "between renames":
+    rename, done = Path.rename, []
+    def once(self, target):
+        if done: kill()
+        done.append(1)
+        return rename(self, target)
+    Path.rename = once
+elif place == "rmtree": ingest._forget = lambda work: (next(work.iterdir()) / "task.json").unlink() or kill()
+elif place == "second shard":
+    link, done = os.link, []
+    def once(*a):
+        if len(done) == 1: kill()
+        done.append(1)
+        return link(*a)
+    os.link = once
+elif place != "nowhere": setattr(ingest, place, kill)
+save(Path(sys.argv[1]), digits(), options())
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "place",
+    ["second shard", "write_manifest", "_write_csv", "write_report", "rename", "between renames", "rmtree"],
+)
+def test_ingest_that_is_killed_while_it_puts_things_in_place_goes_on(tmp_path, place):
+    script = tmp_path / "run.py"
+    script.write_text(_KILLED_AT)
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(Path(__file__).parent), *sys.path])}
+    target = tmp_path / "data"
+    target.mkdir()
+    if place == "between renames":
+        save(target, digits(4, 1), options())
+    killed = subprocess.run([sys.executable, str(script), str(target), place], env=environment, check=False)
+    assert killed.returncode == -signal.SIGKILL
+    if place == "between renames":  # the version before is not lost
+        assert FolderDataset(filepath=str(target / "clips")).load() == target / "clips"
+        assert ClipStore(target / "clips").manifest.counts == {"test": 1, "train": 4}
+    save(target, digits(), options())
+    save(tmp_path / "whole", digits(), options())
+
+    assert contents(target) == contents(tmp_path / "whole")
+    assert not list((target / "work").iterdir())
+
+
+def test_a_full_disk_at_the_very_end_loses_no_task(tmp_path, monkeypatch):
+    from pyoco_pipeline.data import ingest as module
+
+    def full(*_):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(module, "_write_csv", full)
+    with pytest.raises(DatasetError) as raised:
+        save(tmp_path, digits(), options())
+    assert "5 of 5 tasks are done and kept" in str(raised.value.__cause__)
+    monkeypatch.undo()
+    written = []
+    monkeypatch.setattr(tasks_module, "_write", lambda task, folder: written.append(task))
+    save(tmp_path, digits(), options())
+
+    assert not written
+    assert ClipStore(tmp_path / "clips").manifest.counts == {"test": 3, "train": 10}
+
+
+def test_drawn_clips_are_filtered_like_cut_ones(tmp_path):
+    with pytest.raises(UserError, match="no clip is left"):
+        ingest(tmp_path / "motion", digits(), options(filters=FilterOptions(min_motion=0.9)))
+    manifest = ingest(
+        tmp_path / "repeats", digits(), options(filters=FilterOptions(max_duplicate_distance=0))
+    )
+
+    assert sum(manifest.counts.values()) > 6  # ten digits look alike to 64 bits now and then
+    assert all(item.clip.phash is not None for item in ClipStore(tmp_path / "repeats/clips").take())
+
+
+def test_by_stride_the_store_has_the_rate_of_most_of_its_clips(tmp_path):
+    source = videos(tmp_path / "raw", [("a.mp4", "a", "train"), ("b.mp4", "b", "train")])
+    cut = CutOptions(num_frames=4, sizes=((16, 16),), fps=30, stride=2)
+    manifest = ingest(tmp_path, source, options(cut=cut))
+    report = json.loads((tmp_path / "clips/report.json").read_text())
+
+    assert manifest.fps == 4.0  # the files have eight frames a second
+    assert report["rates"] == {"4": sum(manifest.counts.values())}
+
+
+def test_captions_that_repeat_are_kept_once(tmp_path):
+    source = videos(tmp_path / "raw", [("a.mp4", "one", "train"), ("a.mp4", "one", "train")])
+    ingest(tmp_path, source)
+
+    assert {(i.caption, i.other_captions) for i in ClipStore(tmp_path / "clips").take()} == {("one", ())}
+
+
+def test_another_time_limit_does_again_only_what_met_the_one_before(tmp_path):
+    rows = [(f"{i}.mp4", f"caption {i}", "train") for i in range(4)]
+    source = videos(tmp_path / "raw", rows)
+    captions = source.captions().assign(source=0)
+
+    def plan(timeout_s):
+        how = options(segments_per_task=1)
+        how = replace(how, task=replace(how.task, file_timeout_s=timeout_s))
+        return plan_tasks([source], captions, how, tmp_path / "work")
+
+    first, *others = plan(60.0)
+    for task in others:
+        tasks_module.run_task(task)
+    tasks_module.run_task(replace(first, options=replace(first.options, file_timeout_s=1e-6)))
+
+    assert [tasks_module.read_record(task) is None for task in plan(30.0)] == [True, False, False, False]

@@ -55,7 +55,10 @@ class FileSourceSettings(Settings):
 
 
 class ImageSourceSettings(FileSourceSettings):
-    """Captioned images beside the clips, for image pretraining and for the image steps of fine-tuning."""
+    """Captioned images beside the clips, for image pretraining and for the image steps of fine-tuning.
+
+    Those of a test split are left out; test_share is not used.
+    """
 
     source: Literal["video_folder", "webdataset", "hf_dataset", "laion"]  # its `media` is image
 

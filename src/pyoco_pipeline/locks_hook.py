@@ -28,9 +28,12 @@ class LocksHook:
         self._release()
         for name in sorted(pipeline.all_outputs() | pipeline.inputs()):
             dataset = catalog.get(name)
-            written = (
-                isinstance(dataset, FolderDataset) and name in pipeline.all_outputs() and not dataset.is_url
-            )
+            written = isinstance(dataset, FolderDataset) and name in pipeline.all_outputs()
+            if written and dataset.is_url:
+                raise UserError(
+                    f"{name} is at {dataset.url}, which is only read from: let the run write into a local folder "
+                    "(catalog.yml), and copy that there."
+                )
             if written or isinstance(dataset, WorkFolderDataset):
                 self._take(dataset.folder)
         atexit.register(self._release)  # where another hook ends the run before it begins

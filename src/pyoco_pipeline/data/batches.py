@@ -31,9 +31,9 @@ class BatchOptions:
 
     batch_size: clips per step, over all processes. image_share: share of steps on images, 1 for image pretraining;
     spread evenly. caption_dropout: share of captions replaced by the empty one, for classifier-free guidance. buffer:
-    clips that are shuffled together in memory. lanes: walks through the data that a batch takes equal parts of; with
-    as many as processes, or a multiple, each process reads only its own. with_fps: also tell the network each clip's
-    frame rate.
+    clips that are shuffled together in memory, of at most buffer_mb (10^6 bytes); as many again are read ahead. lanes:
+    walks through the data that a batch takes equal parts of; with as many as processes, or a multiple, each process
+    reads only its own. with_fps: also tell the network each clip's frame rate.
     """
 
     batch_size: int
@@ -41,6 +41,7 @@ class BatchOptions:
     caption_dropout: float = 0.1
     seed: int = 0
     buffer: int = 8192
+    buffer_mb: int = 2048
     lanes: int = 1
     with_fps: bool = False
 
@@ -72,11 +73,13 @@ class ClipBatches:
         clips, images = store.shards(split), store.shards(split, images=True)
         if not clips and (options.image_share < 1 or not images):
             raise store.empty(split)
+        facts = _Facts(store, embeddings, [*clips, *images])
+        both = 0 < options.image_share < 1  # then each has half of the memory
         if options.image_share < 1:
-            self._videos = _Walks(store, clips, embeddings, options)
+            self._videos = _Walks(store, clips, facts, options, _buffer(store, clips, options) // (1 + both))
         if options.image_share > 0:
-            own = replace(options, seed=mix_seed(options.seed, 4))
-            self._images = _Walks(store, images or clips, embeddings, own)
+            own, shards = replace(options, seed=mix_seed(options.seed, 4)), images or clips
+            self._images = _Walks(store, shards, facts, own, _buffer(store, shards, options) // (1 + both))
 
     def is_image_step(self, step: int) -> bool:
         """Whether step `step` (from 0) trains on images."""
@@ -124,21 +127,28 @@ class ClipBatches:
 
 
 class _Walks:
-    """Endless walks through shards, one for each size of their clips and each lane."""
+    """Endless walks through shards, one for each size of their clips and each lane.
+
+    buffer: clips in memory, over all walks; each gets the part that its clips are of all.
+    """
 
     def __init__(
-        self, store: ClipStore, shards: list[Shard], embeddings: TextEmbeddings, options: BatchOptions
+        self, store: ClipStore, shards: list[Shard], facts: _Facts, options: BatchOptions, buffer: int
     ) -> None:
         self.lanes = options.lanes
         by_size: dict[tuple[int, int], list[Shard]] = {}
         for shard in shards:
             by_size.setdefault((shard.height, shard.width), []).append(shard)
         sizes = sorted(by_size)
+        counts = [sum(shard.rows for shard in by_size[size]) for size in sizes]
         self.walks = [
-            [_Walk(store, by_size[size], embeddings, options, lane) for lane in range(options.lanes)]
-            for size in sizes
+            [
+                _Walk(store, by_size[size], facts, options, lane, buffer * count // sum(counts))
+                for lane in range(options.lanes)
+            ]
+            for size, count in zip(sizes, counts, strict=True)
         ]
-        self.turns = Turns([sum(shard.rows for shard in by_size[size]) for size in sizes])
+        self.turns = Turns(counts)
 
     def take(
         self, step: int, size: int, which: Tensor, part: tuple[int, int]
@@ -167,44 +177,67 @@ class _Walk:
         self,
         store: ClipStore,
         shards: list[Shard],
-        embeddings: TextEmbeddings,
+        facts: _Facts,
         options: BatchOptions,
         lane: int,
+        buffer: int,
     ) -> None:
         groups = list_groups(shards)
-        buffer = max(1, options.buffer // options.lanes)
-        # As few groups as lanes: every lane walks through all of them, in an order of its own.
-        own = groups[lane :: options.lanes] if len(groups) >= options.lanes else groups
-        self.order = ShuffledOrder(
-            [group.rows for group in own], buffer=buffer, seed=mix_seed(options.seed, lane, 6)
+        # Lanes differ by a group at most; where that is much, every lane walks through all, in an order of its own.
+        own = groups[lane :: options.lanes] if len(groups) >= 8 * options.lanes else groups
+        buffer = max(1, buffer // options.lanes)
+        rows = [group.rows for group in own]
+        self.order = ShuffledOrder(rows, buffer=buffer, seed=mix_seed(options.seed, lane, 6))
+        self.reader = GroupReader(store, own, keep=2 * (buffer + max(rows)))
+        self.facts = facts
+        # Where the clips of each group begin among all clips that facts are known of.
+        self.starts = np.array(
+            [facts.start(group.shard) + group.index * group.shard.group_rows for group in own]
         )
-        self.reader = GroupReader(store, own, keep=2 * (buffer + max(group.rows for group in own)))
-        self.starts = np.cumsum([0, *(group.rows for group in own)])
-        self._read_captions(store, embeddings)
-
-    def _read_captions(self, store: ClipStore, embeddings: TextEmbeddings) -> None:
-        # Which embeddings belong to each clip: flat, with the place of each clip's first.
-        counts: list[int] = []
-        captions: list[str] = []
-        rates: list[float] = []
-        for group in self.reader.groups:
-            with store.open_shard(group.shard) as file:
-                columns = ["caption", "other_captions", "fps"]
-                for row in file.read_row_group(group.index, columns=columns).to_pylist():
-                    captions += [row["caption"], *row["other_captions"]]
-                    counts.append(1 + len(row["other_captions"]))
-                    rates.append(row["fps"] or store.manifest.fps)
-        self.first = torch.from_numpy(np.cumsum([0, *counts]))
-        self.rows, self.fps = embeddings.rows(captions), torch.tensor(rates)
 
     def take(self, place: int, count: int, which: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         groups, rows = self.order.take(place, count)
         clips = self.reader.read(groups, rows)
         self.reader.prefetch(self.order.groups_after(place + count - 1))
-        index = torch.from_numpy(self.starts[groups] + rows)
-        first, stop = self.first[index], self.first[index + 1]
+        return clips, *self.facts.of(torch.from_numpy(self.starts[groups] + rows), which)
+
+
+class _Facts:
+    """What is known of each clip of some shards beside its pixels: which embeddings are its captions', its rate."""
+
+    def __init__(self, store: ClipStore, embeddings: TextEmbeddings, shards: list[Shard]) -> None:
+        self._starts: dict[str, int] = {}
+        counts: list[int] = [0]
+        rows: list[Tensor] = []
+        rates: list[float] = []
+        for shard in shards:
+            self._starts[shard.file] = len(rates)
+            captions: list[str] = []
+            with store.open_shard(shard) as file:
+                for row in file.read(columns=["caption", "other_captions", "fps"]).to_pylist():
+                    captions += [row["caption"], *row["other_captions"]]
+                    counts.append(1 + len(row["other_captions"]))
+                    rates.append(row["fps"] or store.manifest.fps)
+            rows.append(embeddings.rows(captions))
+        self._first, self._rows = torch.from_numpy(np.cumsum(counts)), torch.cat(rows)
+        self._fps = torch.tensor(rates)
+
+    def start(self, shard: Shard) -> int:
+        """The place of a shard's first clip."""
+        return self._starts[shard.file]
+
+    def of(self, places: Tensor, which: Tensor) -> tuple[Tensor, Tensor]:
+        """Rows of embeddings and frame rates of clips (N,); which: (N,) in [0, 1), chooses among a clip's captions."""
+        first, stop = self._first[places], self._first[places + 1]
         chosen = first + (which * (stop - first)).long().clamp(max=(stop - first) - 1)
-        return clips, self.rows[chosen], self.fps[index]
+        return self._rows[chosen], self._fps[places]
+
+
+def _buffer(store: ClipStore, shards: list[Shard], options: BatchOptions) -> int:
+    """Clips that may be in memory, by number and by the size of the largest."""
+    itemsize = np.dtype(store.manifest.dtype).itemsize
+    largest = max(int(np.prod(store.clip_shape(shard))) for shard in shards) * itemsize
+    return max(1, min(options.buffer, options.buffer_mb * 10**6 // largest))
 
 
 def _slice(size: int, part: tuple[int, int]) -> slice:

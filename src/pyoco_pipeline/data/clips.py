@@ -251,11 +251,12 @@ class ClipStore:
         self.is_remote = "://" in str(folder)
         self.folder = folder if self.is_remote else Path(folder)
         try:
-            content = json.loads(self._read_text("manifest.json"))
+            content = json.loads(self.read_text("manifest.json"))
         except FileNotFoundError as error:
             raise UserError(
                 f"{self.folder} is not a folder of clips: it has no manifest.json. Run `ingest` anew."
             ) from error
+        self._stamp = self._stamped()
         if content.get("schema_version") != SCHEMA_VERSION:
             raise UserError(
                 f"{self.folder}/manifest.json has schema version {content.get('schema_version')}, this version reads "
@@ -277,8 +278,27 @@ class ClipStore:
     def open_shard(self, shard: Shard) -> pq.ParquetFile:
         """The Parquet file of a shard; a local one is mapped into memory, not read."""
         if self.is_remote:
-            return pq.ParquetFile(self._remote().open(f"{self.folder}/{shard.file}", "rb"), pre_buffer=True)
+            # Parquet says which bytes it needs; reading ahead of it fetches four times as many.
+            file = self._remote().open(f"{self.folder}/{shard.file}", "rb", cache_type="none")
+            return pq.ParquetFile(file, pre_buffer=True)
         return pq.ParquetFile(Path(self.folder) / shard.file, memory_map=True)
+
+    def check_unchanged(self) -> None:
+        """UserError where the folder was written anew since it was opened: what was read of it is of other clips."""
+        if self._stamp != self._stamped():
+            raise UserError(
+                f"{self.folder} was written anew while it was read: start this run again, or ingest into another data "
+                "folder (globals.yml: data)."
+            )
+
+    def _stamped(self) -> tuple[int, int] | None:
+        if self.is_remote:
+            return None
+        try:
+            found = (Path(self.folder) / "manifest.json").stat()
+        except OSError:
+            return 0, 0
+        return found.st_ino, found.st_mtime_ns
 
     def clip_shape(self, shard: Shard) -> tuple[int, int, int, int]:
         """(frames, height, width, channels) of a shard's clips."""
@@ -326,10 +346,11 @@ class ClipStore:
             "column of the captions table or ingest's test_share."
         )
 
-    def _read_text(self, name: str) -> str:
+    def read_text(self, name: str) -> str:
+        """A file of text beside the clips."""
         if self.is_remote:
             return self._remote().cat_file(f"{self.folder}/{name}").decode()
-        return (Path(self.folder) / name).read_text()
+        return (Path(self.folder) / name).read_text(encoding="utf-8")
 
     def _remote(self) -> Any:
         import fsspec

@@ -5,10 +5,13 @@ from __future__ import annotations
 import errno
 import json
 import logging
+import os
+import re
 import shutil
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -74,6 +77,17 @@ def ingest_clips(
         raise
 
 
+def write_ingested(folder: Path, work: Path, **what: Any) -> Callable[[], None]:
+    """`ingest_clips`; returns what lets go of the finished tasks, to be called when `folder` is where it belongs."""
+    ingest_clips(folder, work, **what)
+    return partial(_forget, work)
+
+
+def _forget(work: Path) -> None:
+    for task in work.iterdir():
+        shutil.rmtree(task, ignore_errors=True)
+
+
 def plan_tasks(
     sources: Sequence[Source], captions: pd.DataFrame, options: IngestOptions, work: Path
 ) -> list[Task]:
@@ -91,11 +105,13 @@ def plan_tasks(
             row["split"],
             row["row_id"] if _is_drawn(sources[place]) else None,
         )
+        caption = "" if pd.isna(row["caption"]) else str(row["caption"])
         if key in known:
-            known[key]["captions"].append(str(row["caption"]))
+            if caption not in known[key]["captions"]:
+                known[key]["captions"].append(caption)
             continue
         cells = {str(name): value for name, value in row.items()}
-        known[key] = {**cells, "start": start, "end": end, "captions": [str(row["caption"])]}
+        known[key] = {**cells, "start": start, "end": end, "captions": [caption]}
         blocks.setdefault((place, str(row["split"])), []).append(known[key])
     tasks = []
     for (place, split), segments in blocks.items():
@@ -157,7 +173,8 @@ def _finish(folder: Path, tasks: Sequence[Task], options: IngestOptions, num_row
             f"{_unread(records, total)}, and no clip is left of {total} segments. {_first(records)} Mend them, or give "
             "other videos."
         )
-    repeats = _repeats(tasks, records, options.task.filters.max_duplicate_distance)
+    distance = options.task.filters.max_duplicate_distance
+    repeats = {} if distance is None else _repeats(tasks, records, distance)
     shards: list[Shard] = []
     left_out = [row for record in records for row in record.left_out]
     folder.mkdir(parents=True, exist_ok=True)
@@ -168,9 +185,9 @@ def _finish(folder: Path, tasks: Sequence[Task], options: IngestOptions, num_row
             left_out += dropped
     cut = options.task.cut
     kinds = "+".join(dict.fromkeys(task.source.kind for task in tasks))
-    empty = Manifest(
-        kinds, cut.num_frames, *_main_size(shards, cut.num_frames), cut.fps, counts={}, sha256=""
-    )
+    rates = _rates(records)
+    fps = cut.fps if cut.stride is None or not rates else max(rates, key=lambda rate: (rates[rate], rate))
+    empty = Manifest(kinds, cut.num_frames, *_main_size(shards, cut.num_frames), fps, counts={}, sha256="")
     manifest = write_manifest(folder, empty, shards)
     quarantine = [row for record in records for row in record.quarantine]
     _write_csv(folder / "quarantine.csv", "row_id", quarantine)
@@ -178,8 +195,6 @@ def _finish(folder: Path, tasks: Sequence[Task], options: IngestOptions, num_row
     report = _report(manifest, records, left_out, num_rows)
     (folder / "report.json").write_text(json.dumps(report, indent=2) + "\n")
     write_report(folder, report, quarantine, left_out)
-    for task in tasks:
-        shutil.rmtree(task.folder, ignore_errors=True)
     if bad or left_out:
         logger.warning(
             "%d of %d segments can't be used and %d clips were left out: quarantine.csv and left_out.csv beside the "
@@ -203,31 +218,51 @@ def _main_size(shards: Sequence[Shard], num_frames: int) -> tuple[int, int]:
     return max(counts, key=lambda size: (counts[size], size))
 
 
-def _repeats(
-    tasks: Sequence[Task], records: Sequence[TaskRecord], distance: int | None
-) -> dict[str, np.ndarray]:
-    """Per shard, which of its clips repeat an earlier one; of test and train the train clip goes."""
-    if distance is None:
-        return {}
-    paths = {
-        shard.file: task.folder / shard.file
-        for task, r in zip(tasks, records, strict=True)
-        for shard in r.shards
-    }
-    files = sorted(paths, key=lambda file: (not file.removeprefix("images-").startswith("test"), file))
-    hashes = [pq.read_table(paths[file], columns=["phash"])["phash"].to_numpy() for file in files]
-    found = duplicates(np.concatenate(hashes).astype(np.uint64), distance)
-    ends = np.cumsum([len(part) for part in hashes])[:-1]
-    return dict(zip(files, np.split(found, ends), strict=True))
+def _rates(records: Sequence[TaskRecord]) -> Counter[float]:
+    """How many clips there are of each frame rate."""
+    rates = Counter[float]()
+    for record in records:
+        rates.update({float(rate): count for rate, count in record.rates.items()})
+    return rates
+
+
+def _repeats(tasks: Sequence[Task], records: Sequence[TaskRecord], distance: int) -> dict[str, np.ndarray]:
+    """Per shard, which of its clips repeat an earlier one; of test and train the train clip goes.
+
+    Images are compared with images alone: their hashes mean something else.
+    """
+    found: dict[str, np.ndarray] = {}
+    for are_images in (False, True):
+        shards = [
+            (shard, task.folder / shard.file)
+            for task, record in zip(tasks, records, strict=True)
+            for shard in record.shards
+            if task.is_image == are_images
+        ]
+        shards.sort(key=lambda pair: (pair[0].split != "test", pair[0].file))
+        columns = [pq.read_table(path, columns=["phash"])["phash"].combine_chunks() for _, path in shards]
+        if not columns:
+            continue
+        hashes = pa.concat_arrays(columns)
+        known = hashes.is_valid().to_numpy(zero_copy_only=False)
+        repeated = np.zeros(len(hashes), bool)
+        repeated[known] = duplicates(hashes.drop_null().to_numpy(), distance)
+        ends = np.cumsum([len(column) for column in columns])[:-1]
+        parts = np.split(repeated, ends)
+        found |= {shard.file: part for (shard, _), part in zip(shards, parts, strict=True)}
+    return found
 
 
 def _place(
     folder: Path, task: Task, shard: Shard, repeats: np.ndarray | None, compression: str
 ) -> tuple[Shard | None, list[tuple[str, str, str]]]:
-    """Move a shard into `folder`, without the clips that repeat others."""
+    """Put a shard into `folder`, without the clips that repeat others; the task stays whole until all is in place."""
     source = task.folder / shard.file
     if repeats is None or not repeats.any():
-        _move(source, folder / shard.file)
+        try:
+            os.link(source, folder / shard.file)
+        except OSError:  # another file system, or one without links
+            shutil.copyfile(source, folder / shard.file)
         return shard, []
     table = pq.read_table(source)
     gone = table.filter(pa.array(repeats))
@@ -241,17 +276,9 @@ def _place(
     return replace(shard, rows=kept.num_rows, group_rows=group_rows), dropped
 
 
-def _move(source: Path, target: Path) -> None:
-    try:
-        source.replace(target)
-    except OSError as error:
-        if error.errno != errno.EXDEV:
-            raise
-        shutil.copyfile(source, target)
-
-
 def _write_csv(path: Path, name: str, rows: Sequence[tuple[str, str, str]]) -> None:
-    pd.DataFrame(list(rows), columns=[name, "path", "reason"]).to_csv(path, index=False)
+    table = pd.DataFrame(list(rows), columns=[name, "path", "reason"])
+    table.to_csv(path, index=False, encoding="utf-8", errors="replace")
 
 
 def _report(
@@ -266,7 +293,9 @@ def _report(
         "segments": sum(record.segments for record in records),
         "clips": manifest.counts,
         "images": manifest.images,
+        "rates": {f"{rate:g}": count for rate, count in sorted(_rates(records).items())},
         "scenes_too_short": sum(record.scenes_skipped for record in records),
+        "clips_beyond_max_clips_per_row": sum(record.more_clips for record in records),
         "sizes": dict(sorted(sizes.items())),
         "quarantine": dict(Counter(_reason_class(reason) for _, _, reason in quarantine).most_common()),
         "left_out": dict(Counter(_reason_class(reason) for _, _, reason in left_out).most_common()),
@@ -275,7 +304,7 @@ def _report(
 
 def _reason_class(reason: str) -> str:
     """A reason without its own figures, so that equal ones are counted together."""
-    return reason.split(":")[0]
+    return re.sub(r"\d[\d.,]*", "N", reason)
 
 
 def _too_many(tasks: Sequence[Task], total: int, options: IngestOptions) -> UserError:

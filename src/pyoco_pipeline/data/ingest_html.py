@@ -41,7 +41,11 @@ def ingest_report_html(
         "clips left out by filters": len(left_out),
         **{f"clips for {split}": count for split, count in report["clips"].items()},
         **({"images": report["images"]} if report["images"] else {}),
-        **({"scenes too short": report["scenes_too_short"]} if report["scenes_too_short"] else {}),
+        **{
+            name.replace("_", " "): report[name]
+            for name in ("scenes_too_short", "clips_beyond_max_clips_per_row")
+            if report[name]
+        },
     }
     tiles = "".join(f"<div><b>{value}</b>{escape(name)}</div>" for name, value in counts.items())
     sizes = _table(("frames x height x width", "clips"), report["sizes"].items())
@@ -128,4 +132,5 @@ def write_report(
     left_out: Sequence[tuple[str, str, str]],
 ) -> None:
     """Write report.html beside the clips in `folder`."""
-    (folder / "report.html").write_text(ingest_report_html(report, ClipStore(folder), quarantine, left_out))
+    page = ingest_report_html(report, ClipStore(folder), quarantine, left_out)
+    (folder / "report.html").write_text(page, encoding="utf-8", errors="replace")

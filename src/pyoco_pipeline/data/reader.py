@@ -48,7 +48,7 @@ class GroupReader:
 
     def read(self, groups: np.ndarray, rows: np.ndarray) -> Tensor:
         """Clips (N, T, H, W, C), all of one size, in the store's dtype: row rows[i] of group groups[i]."""
-        self.prefetch(groups.tolist())
+        self._start(groups.tolist())
         videos = {int(group): self._group(int(group)) for group in np.unique(groups)}
         first = next(iter(videos.values()))
         out = np.empty((len(groups), *first.shape[1:]), first.dtype)
@@ -58,10 +58,15 @@ class GroupReader:
         return torch.from_numpy(out)
 
     def prefetch(self, groups: Iterable[int]) -> None:
-        """Start reading groups."""
+        """Start reading groups, and let go of those used longest ago."""
+        self._start(groups)
+        self._forget()
+
+    def _start(self, groups: Iterable[int]) -> None:
         for group in groups:
             if group not in self._read:
                 self._read[group] = self._threads.submit(self._load, group)
+            self._read.move_to_end(group)
 
     def close(self) -> None:
         """Stop the threads and let go of the groups."""
@@ -84,6 +89,7 @@ class GroupReader:
 
     def _load(self, number: int) -> np.ndarray:
         group = self.groups[number]
+        self.store.check_unchanged()
         with self.store.open_shard(group.shard) as file:
             column = file.read_row_group(group.index, columns=["video"], use_threads=False)["video"]
         dtype, shape = np.dtype(self.store.manifest.dtype), self.store.clip_shape(group.shard)
@@ -98,9 +104,10 @@ class GroupReader:
 
     def _memory(self, shape: tuple[int, ...], rows: int, dtype: np.dtype) -> np.ndarray:
         # Memory that was in use before: fresh pages cost more than reading into old ones.
-        free = self._free.get(shape, [])
-        while free:
-            memory = free.pop()
-            if len(memory) >= rows:
-                return memory
+        try:
+            memory = self._free[shape].pop()  # several threads take from it
+        except (KeyError, IndexError):
+            return np.empty((rows, *shape), dtype)
+        if len(memory) >= rows:
+            return memory
         return np.empty((rows, *shape), dtype)

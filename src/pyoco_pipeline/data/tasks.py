@@ -12,6 +12,7 @@ import hashlib
 import json
 import os
 import shutil
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property, lru_cache
@@ -26,9 +27,10 @@ from pyoco_pipeline.data.cutting import CutOptions
 from pyoco_pipeline.data.filters import FilterOptions, rejection
 from pyoco_pipeline.data.isolation import Isolated, IsolationError
 from pyoco_pipeline.data.media import VideoError
-from pyoco_pipeline.data.segments import MediaFiles, Segment, cut_segment
+from pyoco_pipeline.data.segments import MediaFiles, Segment, cut_segment, scored
 
 FORMAT = 1  # counts up when the same task would write something else
+_LIMITS = ("file_timeout_s", "memory_mb")
 FLUSH_BYTES = 128 << 20  # of pixels of one shape, held until they are a shard
 
 
@@ -83,13 +85,16 @@ class Task:
     @cached_property
     def key(self) -> str:
         """A digest of all that decides the result, the files' sizes and times of change among it."""
+        options = asdict(self.options)
+        for limit in _LIMITS:  # what they stop is done again when they change: `read_record`
+            del options[limit]
         content = {
             "format": FORMAT,
             "number": self.number,
             "split": self.split,
             "source": {"kind": self.source.kind, **vars(self.source)},
             "segments": self.segments,
-            "options": asdict(self.options),
+            "options": options,
             "files": self._versions(),
         }
         return hashlib.sha256(json.dumps(content, sort_keys=True, default=str).encode()).hexdigest()[:32]
@@ -126,23 +131,24 @@ class TaskRecord:
     shards: tuple[Shard, ...]
     quarantine: tuple[tuple[str, str, str], ...]  # row_id, path, reason
     left_out: tuple[tuple[str, str, str], ...]  # clip_id, path, reason
+    rates: dict[str, int] = field(default_factory=dict)  # frames per second -> clips
     scenes_skipped: int = 0  # too short for a clip
+    more_clips: int = 0  # that the segments had room for, beyond max_clips_per_row
+    limits: tuple[float | None, ...] | None = None  # of time and memory, where a segment went beyond them
 
 
 def read_record(task: Task) -> TaskRecord | None:
-    """The record of a task that is done."""
+    """The record of a task that is done, and whose limits of time and memory, where they were met, are still those."""
     path = task.folder / "task.json"
     if not path.is_file():
         return None
     content = json.loads(path.read_text())
-    return TaskRecord(
-        content["segments"],
-        content["clips"],
-        tuple(Shard(**shard) for shard in content["shards"]),
-        tuple(tuple(row) for row in content["quarantine"]),
-        tuple(tuple(row) for row in content["left_out"]),
-        content["scenes_skipped"],
-    )
+    for name, kind in (("shards", lambda shard: Shard(**shard)), ("quarantine", tuple), ("left_out", tuple)):
+        content[name] = tuple(kind(row) for row in content[name])
+    content["limits"] = content["limits"] and tuple(content["limits"])
+    record = TaskRecord(**content)
+    whole = all((task.folder / shard.file).is_file() for shard in record.shards)
+    return record if whole and record.limits in (None, _limits(task)) else None
 
 
 def run_task(task: Task) -> tuple[int, int]:
@@ -155,11 +161,16 @@ def run_task(task: Task) -> tuple[int, int]:
         try:
             record = _write(task, aside)
             (aside / "task.json").write_text(json.dumps(asdict(record), indent=1) + "\n")
+            shutil.rmtree(task.folder, ignore_errors=True)  # half of a task, or one that met other limits
             aside.replace(task.folder)
         except BaseException:
             shutil.rmtree(aside, ignore_errors=True)
             raise
     return record.segments, len(record.quarantine)
+
+
+def _limits(task: Task) -> tuple[float | None, ...]:
+    return tuple(getattr(task.options, limit) for limit in _LIMITS)
 
 
 def _write(task: Task, folder: Path) -> TaskRecord:
@@ -168,7 +179,9 @@ def _write(task: Task, folder: Path) -> TaskRecord:
     shards: list[Shard] = []
     quarantine: list[tuple[str, str, str]] = []
     left_out: list[tuple[str, str, str]] = []
-    skipped = 0
+    rates = Counter[str]()
+    skipped = more = 0
+    limited = False
 
     def flush(shape: tuple[int, ...]) -> None:
         name = f"{shard_name(task.split, task.is_image)}-{task.number:05d}-{len(shards):03d}.parquet"
@@ -176,15 +189,19 @@ def _write(task: Task, folder: Path) -> TaskRecord:
 
     for segment, made in zip(task.segments, _clips(task), strict=True):
         path = str(segment["path"])
-        if isinstance(made, str):
-            quarantine.append((str(segment["row_id"]), path, made))
+        if isinstance(made, VideoError | IsolationError):
+            limited |= isinstance(made, IsolationError)
+            quarantine.append((str(segment["row_id"]), path, made.reason))
             continue
         skipped += int(made[0].attributes.get("scenes_skipped", 0)) if made else 0
+        more += int(made[0].attributes.get("more_clips", 0)) if made else 0
         for clip in _scored(task, segment, made):
             reason = rejection(clip.scores, task.options.filters)
             if reason:
                 left_out.append((clip.clip_id, path, reason))
                 continue
+            if clip.fps is not None:
+                rates[f"{clip.fps:.3f}"] += 1
             shape = clip.video.shape
             first, *others = segment["captions"]
             waiting.setdefault(shape, []).append(CaptionedClip(clip, first, task.split, tuple(others)))
@@ -192,24 +209,32 @@ def _write(task: Task, folder: Path) -> TaskRecord:
                 flush(shape)
     for shape in list(waiting):
         flush(shape)
-    clips = sum(shard.rows for shard in shards)
     return TaskRecord(
-        len(task.segments), clips, tuple(shards), tuple(quarantine), tuple(left_out), scenes_skipped=skipped
+        segments=len(task.segments),
+        clips=sum(shard.rows for shard in shards),
+        shards=tuple(shards),
+        quarantine=tuple(quarantine),
+        left_out=tuple(left_out),
+        rates=dict(rates),
+        scenes_skipped=skipped,
+        more_clips=more,
+        limits=_limits(task) if limited else None,
     )
 
 
-def _clips(task: Task) -> Iterator[list[Clip] | str]:
+def _clips(task: Task) -> Iterator[list[Clip] | VideoError | IsolationError]:
     """Per segment its clips, or why there are none."""
     source, options = task.source, task.options
     if isinstance(source, RenderedSource) and not isinstance(source, FileSource):
-        yield from source.read(task.segments)
+        for clips in source.read(task.segments):
+            yield [scored(clip) for clip in clips]
         return
     decoder = _decoder(options.file_timeout_s, options.memory_mb)
     for segment in task.segments:
         try:
             yield decoder.call(cut_segment, source, segment, options.cut)
         except (VideoError, IsolationError) as error:
-            yield error.reason
+            yield error
 
 
 @lru_cache(maxsize=1)

@@ -18,7 +18,8 @@ class FolderDataset(AbstractDataset[FolderWriter, Path | str]):
     """A folder that is either whole or not there.
 
     Saving takes a function that writes into an empty folder; it is given one beside the target, which takes the
-    target's place when the function has returned. Loading gives the path.
+    target's place when the function has returned. What the function returns is called then, where it is a function.
+    Loading gives the path.
 
     filepath: the folder; or an fsspec URL such as s3://bucket/clips of one that is only read.
     """
@@ -34,6 +35,11 @@ class FolderDataset(AbstractDataset[FolderWriter, Path | str]):
         return self._url is not None
 
     @property
+    def url(self) -> str | None:
+        """Its address, where it has one."""
+        return self._url
+
+    @property
     def folder(self) -> Path:
         """The folder itself."""
         return self._filepath
@@ -41,6 +47,7 @@ class FolderDataset(AbstractDataset[FolderWriter, Path | str]):
     def load(self) -> Path | str:
         if self._url is not None:
             return self._url
+        self._recover()
         if not self._filepath.is_dir():
             raise UserError(f"{self._filepath} is missing: run the pipeline that makes it first.")
         return self._filepath
@@ -50,20 +57,30 @@ class FolderDataset(AbstractDataset[FolderWriter, Path | str]):
             raise UserError(
                 f"{self._url} is only read from: let the pipeline write into a local folder, and copy that there."
             )
-        aside = self._filepath.with_name(f".writing-{self._filepath.name}")
-        old = self._filepath.with_name(f".old-{self._filepath.name}")
+        self._recover()
+        target = self._filepath.resolve()  # a link to a folder on another disk stays one
+        aside, old = target.with_name(f".writing-{target.name}"), target.with_name(f".old-{target.name}")
         for leftover in (aside, old):
             shutil.rmtree(leftover, ignore_errors=True)
         aside.mkdir(parents=True)
         try:
-            data(aside)
+            after = data(aside)
         except BaseException:
             shutil.rmtree(aside, ignore_errors=True)
             raise
-        if self._filepath.exists():
-            self._filepath.rename(old)
-        aside.rename(self._filepath)
+        if target.exists():
+            target.rename(old)
+        aside.rename(target)
         shutil.rmtree(old, ignore_errors=True)
+        if callable(after):
+            after()
+
+    def _recover(self) -> None:
+        """Put back what a run took away that was killed before the new folder took its place."""
+        target = self._filepath.resolve()
+        old = target.with_name(f".old-{target.name}")
+        if not target.exists() and old.is_dir():
+            old.rename(target)
 
     def _exists(self) -> bool:
         if self._url is not None:
@@ -71,6 +88,7 @@ class FolderDataset(AbstractDataset[FolderWriter, Path | str]):
 
             files, path = url_to_fs(self._url)
             return bool(files.isdir(path))
+        self._recover()
         return self._filepath.is_dir()
 
     def _describe(self) -> dict[str, Any]:

@@ -139,7 +139,8 @@ class TrainSettings(Settings):
     )
     image_share: Share = 0.0  # share of steps on images, as clips of one frame
     caption_dropout: Share = 0.1  # share of captions replaced by the empty one
-    shuffle_buffer: Positive = 4096  # clips shuffled together in memory, which holds up to twice as many
+    shuffle_buffer: Positive = 4096  # clips shuffled together in memory; as many again are read ahead
+    shuffle_buffer_mb: Positive = 2048  # 10^6 bytes of clips at most, and as many again
     # Walks through the data that a batch takes equal parts of; a multiple of the processes: each reads only its own.
     data_lanes: Positive = 1
     log_every: Positive = 10  # steps

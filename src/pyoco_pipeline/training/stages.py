@@ -228,6 +228,7 @@ def batch_options(train: TrainSettings, *, with_fps: bool = False) -> BatchOptio
         caption_dropout=train.caption_dropout,
         seed=train.seed,
         buffer=train.shuffle_buffer,
+        buffer_mb=train.shuffle_buffer_mb,
         lanes=train.data_lanes,
         with_fps=with_fps,
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -11,25 +12,34 @@ import pandas as pd
 from pyoco_pipeline.config import FilterSettings, ImageSourceSettings, IngestSettings
 from pyoco_pipeline.datasets.folder import FolderWriter
 
+_CAPTIONS_AT_ONCE = 4096  # for the tokenizer
+_log = logging.getLogger(__name__)
+
 
 def list_captions(ingest: IngestSettings) -> pd.DataFrame:
     """One row per caption of a clip, video or image, with the number of tokens that the text encoder sees."""
     from pyoco_pipeline.models.text import load_tokenizer, text_encoder_folder
 
     tables = [source.captions() for source in _sources(ingest)]
-    if len(tables) > 1:  # images have rows of their own behind those of the clips
-        tables[1]["row_id"] = "image-" + tables[1]["row_id"]
+    if len(tables) > 1:  # images have rows of their own behind those of the clips, and are trained on alone
+        images = tables[1]
+        left = images[images["split"] == "train"]
+        if len(left) < len(images):
+            _log.warning("%d test images of %d are left out", len(images) - len(left), len(images))
+        tables[1] = left.assign(row_id="image-" + left["row_id"])
         tables = [table.assign(source=place) for place, table in enumerate(tables)]
     table = pd.concat(tables, ignore_index=True)
     tokenizer = load_tokenizer(text_encoder_folder(ingest.text_encoder))
     captions = table["caption"].fillna("").astype(str).tolist()
-    num_tokens = [len(ids) for ids in tokenizer(captions).input_ids]
+    num_tokens: list[int] = []
+    for first in range(0, len(captions), _CAPTIONS_AT_ONCE):
+        num_tokens += [len(ids) for ids in tokenizer(captions[first : first + _CAPTIONS_AT_ONCE]).input_ids]
     return table.assign(num_tokens=num_tokens, tokens_cut=[max(0, n - ingest.max_tokens) for n in num_tokens])
 
 
 def cut_clips(captions: pd.DataFrame, ingest: IngestSettings, work: Path) -> FolderWriter:
     """The clips of all captions that passed validation; `work` keeps what is done when a run is stopped."""
-    from pyoco_pipeline.data.ingest import IngestOptions, ingest_clips
+    from pyoco_pipeline.data.ingest import IngestOptions, write_ingested
 
     executor = ingest.executor
     if executor == "auto":
@@ -42,7 +52,7 @@ def cut_clips(captions: pd.DataFrame, ingest: IngestSettings, work: Path) -> Fol
         workers=ingest.workers,
         ray_address=ingest.ray_address,
     )
-    return partial(ingest_clips, work=work, sources=_sources(ingest), captions=captions, options=options)
+    return partial(write_ingested, work=work, sources=_sources(ingest), captions=captions, options=options)
 
 
 def encode_latents(clips: Path, ingest: IngestSettings) -> FolderWriter:
@@ -97,8 +107,11 @@ def _file_source(settings: IngestSettings | ImageSourceSettings, media: str) -> 
 
     options = getattr(settings, settings.source).model_dump()
     options["root"] = resolve_root(options["root"], find_kedro_project(Path.cwd()) or Path.cwd())
+    if media == "image" and "test_share" in options:
+        options["test_share"] = 0.0
     source = open_source(settings.source, **options)
-    if source.media != media:
+    of_images_alone = isinstance(settings, IngestSettings) and settings.num_frames == 1
+    if source.media != media and not of_images_alone:
         section, other = ("ingest.images", "ingest") if media == "image" else ("ingest", "ingest.images")
         raise UserError(
             f"{section}.{settings.source} has media={source.media}, and {section} takes {media}s: set media to "

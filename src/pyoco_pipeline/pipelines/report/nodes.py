@@ -121,10 +121,13 @@ def _caption_facts(captions: pd.DataFrame) -> dict[str, Any]:
 
 
 def _ingest_facts(clips: Path) -> dict[str, Any]:
+    import io
+
     from pyoco_pipeline.data.clips import ClipStore
 
-    manifest = ClipStore(clips).manifest
-    quarantined = pd.read_csv(clips / "quarantine.csv").to_dict("records")
+    store = ClipStore(clips)
+    manifest = store.manifest
+    quarantined = pd.read_csv(io.StringIO(store.read_text("quarantine.csv"))).to_dict("records")
     return {
         "kept": sum(manifest.counts.values()),
         "quarantined": quarantined,
