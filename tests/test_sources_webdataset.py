@@ -76,6 +76,20 @@ def test_images_are_samples_where_they_are_asked_for(tmp_path):
     assert table["path_problem"].tolist() == ["", "has no file of .jpg, .jpeg, .png, .webp in the tar"]
 
 
+def test_names_in_another_encoding_are_samples_apart(tmp_path):
+    with tarfile.open(tmp_path / "a.tar", "w", format=tarfile.GNU_FORMAT, encoding="latin-1") as archive:
+        for name in ("café.mp4", "café.txt", "cafè.mp4", "d/" * 60 + "ü.mp4"):
+            info = tarfile.TarInfo(name)
+            info.size = len(name.encode())
+            archive.addfile(info, io.BytesIO(name.encode()))
+    source = WebDatasetSource(tmp_path)
+    table = source.captions()
+    table.to_parquet(tmp_path / "captions.parquet")
+    assert table["key"].tolist() == [r"caf\xe9", r"caf\xe8", "d/" * 60 + r"\xfc"]
+    assert set(table["path_problem"]) == {""}
+    assert [content.decode()[:4] for content in contents(source)] == ["café", "cafè", "d/d/"]
+
+
 def test_members_that_are_no_samples_are_passed_over(tmp_path):
     path = write_tar(
         tmp_path / "a.tar", {"__meta__": b"x", "README": b"x", "dir.d/1.mp4": b"m", "dir.d/1.txt": b"c"}

@@ -163,6 +163,16 @@ def test_files_are_found_by_patterns(root):
         assert file.read() == b"text"
 
 
+def test_names_that_are_not_utf_8_are_refused_and_no_link_leads_to_them(tmp_path):
+    odd = os.fsdecode(b"caf\xe9.tar")
+    (tmp_path / odd).write_bytes(b"x")
+    (tmp_path / "link.tar").symlink_to(odd)
+    assert Storage(tmp_path).locate("link.tar").problem == "is not a usable path: its name is not in UTF-8"
+    with pytest.raises(UserError, match=r"caf\\xe9\.tar below .* is not in UTF-8; rename"):
+        Storage(tmp_path).glob("*.tar")
+    assert Storage(tmp_path).glob("l*.tar") == ["link.tar"]
+
+
 def test_a_storage_pickles(root):
     assert pickle.loads(pickle.dumps(Storage(root))).locate("good.mp4") == ("good.mp4", "")  # noqa: S301
 

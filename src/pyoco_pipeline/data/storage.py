@@ -105,7 +105,14 @@ class Storage:
         """Names of the files below the root that match, sorted; `**` stands for any folders."""
         if self.is_local:
             root = Path(self.root)
-            return sorted(path.relative_to(root).as_posix() for path in root.glob(pattern) if path.is_file())
+            names = [path.relative_to(root).as_posix() for path in root.glob(pattern) if path.is_file()]
+            wrong = next((name for name in names if not _is_text(name)), None)
+            if wrong is not None:
+                raise UserError(
+                    f"The name of the file {os.fsencode(wrong).decode(errors='backslashreplace')} below {self.root} is "
+                    "not in UTF-8; rename the file."
+                )
+            return sorted(names)
         with remote_errors(self.root):
             files = _fs(self.root)
             top = files._strip_protocol(self.root).rstrip("/") + "/"
@@ -228,6 +235,8 @@ class Storage:
             if not target.is_relative_to(root):
                 return Located(path, OUTSIDE)
             name = target.relative_to(root).as_posix()
+            if not _is_text(name):  # reached by a link
+                return Located(path, "is not a usable path: its name is not in UTF-8")
             if not target.exists():
                 return Located(name, ABSENT)
             return Located(name, "" if target.is_file() else NOT_A_FILE)
@@ -282,6 +291,11 @@ def remote_errors(location: str, *, media: bool = False) -> Iterator[None]:
             f"{location} cannot be read: {_one_line(error)}. Check the address, the credentials and the network, "
             "then run again: what is done is kept."
         ) from error
+
+
+def _is_text(name: str) -> bool:
+    """Whether a file's name is in UTF-8, so that a table can hold it."""
+    return not any("\udc80" <= character <= "\udcff" for character in name)
 
 
 def _why_unreadable(error: OSError) -> str:

@@ -204,7 +204,8 @@ class WebDatasetSource(StoredSource):
 
 def _members(file: BinaryIO) -> Iterator[tuple[str, str, tarfile.TarInfo, tarfile.TarFile]]:
     """(key, extension in small letters, member, its archive) of the regular files of a tar."""
-    archive = tarfile.open(fileobj=file, mode="r:")  # noqa: SIM115
+    # Names in another encoding than UTF-8 stay apart as "caf\\xe9", which any file can hold.
+    archive = tarfile.open(fileobj=file, mode="r:", errors="backslashreplace")  # noqa: SIM115
     while (member := archive.next()) is not None:
         archive.members = []  # type: ignore[attr-defined]  # else it keeps all headers
         found = re.fullmatch(r"((?:.*/)?[^./]+)\.([^/]+)", member.name)
