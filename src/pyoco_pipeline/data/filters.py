@@ -5,24 +5,24 @@ Scores and hashes are made of whole numbers, so that they are the same on every 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
-from itertools import combinations
-from math import comb
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from pyoco_pipeline.data.duplicates import duplicates
 from pyoco_pipeline.errors import UserError
+
+__all__ = ["ClipScorer", "FilterOptions", "duplicates", "perceptual_hash", "rejection", "score"]
 
 DARK = 24  # grey level up to which a border is black; codecs blur a bar by some levels
 
 _LUMA = np.array([77, 150, 29], np.uint16)  # Rec. 601 in 256ths
 _GRID = 32  # rows and columns that a picture is averaged to before it is hashed
 _DEAD_ZONE = 0.05  # grey levels: the noise of a static or blank clip stays below
-_SORTING = 12  # what sorting one key costs, in comparisons of two hashes
 
 
 @dataclass(frozen=True)
@@ -109,83 +109,6 @@ def perceptual_hash(video: np.ndarray) -> int:
     chosen = np.array([transformed[index] for index in _frequencies(frames > 1)])
     bound = int(_DEAD_ZONE * 16 * frames * _GRID**2 * 256**2) * 256
     return int("".join("1" if value > bound else "0" for value in chosen), 2)
-
-
-def duplicates(hashes: np.ndarray, distance: int) -> np.ndarray:
-    """(N,) bool: which of the hashes, uint64 (N,), are within `distance` bits of an earlier one that is kept itself.
-
-    Exact. A million hashes take one core some ten seconds at a distance of 4, a minute at 8.
-    """
-    hashes = np.asarray(hashes, dtype=np.uint64)
-    _, firsts = np.unique(hashes, return_index=True)
-    firsts = np.sort(firsts)
-    repeats = np.ones(len(hashes), bool)
-    repeats[firsts] = False
-    if distance == 0 or len(firsts) < 2:
-        return repeats
-    pairs = list(_near_pairs(hashes[firsts], distance))
-    later, earlier = np.concatenate(pairs, axis=1) if pairs else np.empty((2, 0), np.int64)
-    order = np.argsort(later, kind="stable")
-    dropped = np.zeros(len(firsts), bool)
-    for i, j in zip(later[order].tolist(), earlier[order].tolist(), strict=True):
-        if not dropped[j]:  # settled, since all pairs of an earlier one come before
-            dropped[i] = True
-    repeats[firsts[dropped]] = True
-    return repeats
-
-
-def _near_pairs(hashes: np.ndarray, distance: int) -> Iterator[np.ndarray]:
-    """(2, n) positions of later and earlier hashes that are within `distance` bits, found in the cheapest way."""
-    count = len(hashes)
-
-    def cost(bands: int) -> float:
-        masked, bits = distance // bands, 64 // bands
-        return bands * comb(bits + 1, masked) * count * (_SORTING + count / 2 ** (bits - masked + 1))
-
-    bands = min(range(2, distance + 2), key=cost)
-    if cost(bands) < count**2 / 2:
-        yield from _pairs_by_bands(hashes, distance, bands)
-    else:
-        yield from _pairs_by_brute_force(hashes, distance)
-
-
-def _pairs_by_brute_force(hashes: np.ndarray, distance: int) -> Iterator[np.ndarray]:
-    block = max(1, (1 << 22) // len(hashes))
-    for start in range(0, len(hashes), block):
-        part = hashes[start : start + block]
-        near = np.bitwise_count(part[:, None] ^ hashes[None, : start + len(part)]) <= distance
-        later, earlier = np.nonzero(near)
-        later += start
-        yield np.stack([later, earlier])[:, earlier < later]
-
-
-def _pairs_by_bands(hashes: np.ndarray, distance: int, bands: int) -> Iterator[np.ndarray]:
-    """Some pairs come more than once. Multi-index hashing (Norouzi, Punjani, Fleet, CVPR 2012).
-
-    If two hashes differ by d bits, one of `bands` bands of theirs differs by at most d // bands. With those bits masked
-    out the bands are equal, and stand side by side when sorted.
-    """
-    numbers = np.arange(len(hashes), dtype=np.uint64)
-    index = np.uint64(2**32 - 1)
-    for first in range(bands):
-        places = range(first, 64, bands)  # not neighbours, since neighbouring frequencies are alike
-        band = np.zeros(len(hashes), np.uint64)
-        for to, place in enumerate(places):
-            band |= (hashes >> np.uint64(place) & np.uint64(1)) << np.uint64(to)
-        for masked in combinations(range(len(places)), distance // bands):
-            kept = np.uint64(2**32 - 1 - sum(1 << bit for bit in masked))
-            ordered = np.sort((band & kept) << np.uint64(32) | numbers)
-            keys, order = ordered >> np.uint64(32), (ordered & index).astype(np.int64)
-            starts = np.flatnonzero(keys[1:] == keys[:-1])
-            step = 1
-            while len(starts):
-                earlier, later = order[starts], order[starts + step]
-                near = np.bitwise_count(hashes[earlier] ^ hashes[later]) <= distance
-                if near.any():
-                    yield np.stack([later[near], earlier[near]])
-                step += 1
-                starts = starts[starts + step < len(keys)]
-                starts = starts[keys[starts] == keys[starts + step]]
 
 
 class ClipScorer:
