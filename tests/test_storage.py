@@ -10,10 +10,12 @@ from pathlib import Path
 
 import fsspec
 import pytest
+from fsspec import AbstractFileSystem
+from fsspec.registry import _registry
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pyoco_pipeline.data.storage import Storage, remote_errors, resolve_root, temporary_copy
+from pyoco_pipeline.data.storage import Storage, filesystem, remote_errors, resolve_root, temporary_copy
 from pyoco_pipeline.data.video import VideoError
 from pyoco_pipeline.errors import UserError
 
@@ -201,6 +203,30 @@ def test_a_store_without_its_package_names_what_to_install(monkeypatch):
     monkeypatch.setattr(fsspec, "filesystem", absent)
     with pytest.raises(UserError, match=r's3://bucket/x needs s3fs: pip install -e "\.\[s3\]"'):
         Storage("s3://bucket/x").is_folder()
+
+
+def test_a_store_without_credentials_is_said_in_one_sentence(monkeypatch):
+    class Azure(AbstractFileSystem):
+        """As adlfs is without an account in the environment."""
+
+        def __init__(self, **options):
+            raise ValueError("unable to connect to account for\n Must provide an account_name!")
+
+    monkeypatch.setitem(_registry, "az", Azure)
+    message = (
+        r"az://bucket/x cannot be opened: unable to connect to account for Must provide .*!\. Set the credent"
+    )
+    with pytest.raises(UserError, match=message):
+        Storage("az://bucket/x").is_folder()
+    with pytest.raises(UserError, match=message):
+        filesystem("az://bucket/x")
+
+
+@pytest.mark.parametrize("url", ["https://example.org/x", "S3://bucket/x", "s3://a::memory://b", "x"])
+def test_a_file_system_is_given_for_known_protocols_alone(url):
+    with pytest.raises(UserError, match="is not a place that data are read from"):
+        filesystem(url)
+    assert filesystem("memory://x") is filesystem("memory://y/z")
 
 
 def test_errors_of_a_store_are_one_sentence():

@@ -80,7 +80,7 @@ class Storage:
         if self.is_local:
             return (Path(self.root) / name).is_dir()
         with remote_errors(self.root):
-            return bool(_fs(self.root).isdir(f"{self.root}/{name}".rstrip("/")))
+            return bool(filesystem(self.root).isdir(f"{self.root}/{name}".rstrip("/")))
 
     def is_file(self, name: str | Path) -> bool:
         """Whether a file that the settings name exists."""
@@ -89,7 +89,7 @@ class Storage:
             return Path(location).is_file()
         with remote_errors(location):
             try:  # fsspec's isfile takes every error for a no
-                return bool(_fs(location).info(location)["type"] == "file")
+                return bool(filesystem(location).info(location)["type"] == "file")
             except FileNotFoundError:
                 return False
 
@@ -99,7 +99,7 @@ class Storage:
         if not is_url(location):
             return Path(location).open("rb")
         with remote_errors(location):
-            return cast(BinaryIO, _fs(location).open(location, "rb", block_size=block_size))
+            return cast(BinaryIO, filesystem(location).open(location, "rb", block_size=block_size))
 
     def glob(self, pattern: str) -> list[str]:
         """Names of the files below the root that match, sorted; `**` stands for any folders."""
@@ -114,7 +114,7 @@ class Storage:
                 )
             return sorted(names)
         with remote_errors(self.root):
-            files = _fs(self.root)
+            files = filesystem(self.root)
             top = files._strip_protocol(self.root).rstrip("/") + "/"
             found = files.glob(f"{self.root}/{pattern}", detail=True)
         return sorted(name.removeprefix(top) for name, info in found.items() if info["type"] == "file")
@@ -155,7 +155,7 @@ class Storage:
             yield Path(self.root) / path
             return
         with remote_errors(shown, media=True):
-            info = _fs(self.root).info(f"{self.root}/{at.name}")
+            info = filesystem(self.root).info(f"{self.root}/{at.name}")
         if info["type"] != "file":
             raise VideoError(shown, NOT_A_FILE)
         size = int(info["size"] or 0)
@@ -174,7 +174,7 @@ class Storage:
                 remote_errors(location, media=True),
                 Path(location).open("rb")
                 if self.is_local
-                else _fs(location).open(location, "rb", block_size=_CHUNK) as file,
+                else filesystem(location).open(location, "rb", block_size=_CHUNK) as file,
             ):
                 file.seek(start)
                 while size > 0 and (chunk := file.read(min(size, _CHUNK))):
@@ -198,7 +198,7 @@ class Storage:
 
     def _list(self, folder: str) -> dict[str, str]:
         """Name -> file or directory, of what is directly in `folder`."""
-        files = _fs(self.root)
+        files = filesystem(self.root)
         top = files._strip_protocol(f"{self.root}/{folder}").rstrip("/")
         try:
             entries = files.ls(top, detail=True)
@@ -242,6 +242,27 @@ class Storage:
             return Located(name, "" if target.is_file() else NOT_A_FILE)
         except (OSError, ValueError, RuntimeError) as error:  # too long, a NUL character, a circle of links
             return Located(path, f"is not a usable path: {error}")
+
+
+def filesystem(location: str) -> Any:
+    """The fsspec file system of a URL with one of PROTOCOLS; a process has one for all calls.
+
+    Its settings come from the environment. Raises UserError for another protocol, a package that is missing, and
+    settings that can't be right; what goes wrong when it is used is put into words by `remote_errors`.
+    """
+    import fsspec
+
+    _check_protocol(location)
+    protocol = location.split("://", 1)[0]
+    try:
+        return fsspec.filesystem(protocol, use_listings_cache=False)
+    except ImportError as error:
+        raise UserError(f"{location} needs {PROTOCOLS[protocol]}.") from error
+    except Exception as error:  # each store has exceptions of its own, in packages that may be absent
+        raise UserError(
+            f"{location} cannot be opened: {_one_line(error)}. Set the credentials in the environment, as the "
+            "store's own tools read them."
+        ) from error
 
 
 def check_size(shown: str, size: int, max_bytes: int | None) -> None:
@@ -310,20 +331,9 @@ def _one_line(error: BaseException) -> str:
 
 def _check_protocol(location: str) -> None:
     found = _URL.match(location)
-    protocol = found.group(1).lower() if found else ""
+    protocol = found.group(1) if found else ""
     if protocol not in PROTOCOLS or found is None or found.group(2) == "::" or "::" in location:
         raise UserError(
             f"{location} is not a place that data are read from; give a local folder, or a URL that begins with "
             f"{', '.join(f'{name}://' for name in PROTOCOLS)}."
         )
-
-
-def _fs(location: str) -> Any:
-    """The file system of a URL; fsspec keeps one for each process."""
-    import fsspec
-
-    protocol = location.split("://", 1)[0]
-    try:
-        return fsspec.filesystem(protocol, use_listings_cache=False)
-    except ImportError as error:
-        raise UserError(f"{location} needs {PROTOCOLS[protocol.lower()]}.") from error
