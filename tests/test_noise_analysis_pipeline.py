@@ -52,7 +52,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def noise_maps(maps: Tensor) -> NoiseMaps:
     ids = tuple(f"clip-{i}" for i in range(len(maps)))
-    return NoiseMaps(maps.float(), ids, "none", 4, 0.002, 80.0, 0.01)
+    return NoiseMaps(maps.float(), ids, "none", 4, 0.002, 80.0, 0.01, 0.02)
 
 
 def test_the_pipeline_goes_from_clips_to_maps_numbers_figures_page_and_snippet(
@@ -86,6 +86,7 @@ def test_the_pipeline_goes_from_clips_to_maps_numbers_figures_page_and_snippet(
     maps = NoiseMaps.load(tmp_path / "noise_maps")
     assert maps.maps.shape == (8, 4, 3, 8, 8)
     assert maps.maps.isfinite().all()
+    assert 0 < maps.round_trip_error <= maps.round_trip_worst
 
 
 @pytest.mark.parametrize("prior", [MixedNoise(0.8), ProgressiveNoise(1.5)], ids=repr)

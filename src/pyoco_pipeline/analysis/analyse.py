@@ -99,6 +99,7 @@ class NoiseAnalysis:
             "sigma_min": source.sigma_min,
             "sigma_max": source.sigma_max,
             "round_trip_error": source.round_trip_error,
+            "round_trip_worst": source.round_trip_worst,
         }
         correlation = {name: values.tolist() for name, values in asdict(self.correlation).items()}
         return {

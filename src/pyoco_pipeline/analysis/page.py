@@ -56,7 +56,8 @@ def _found(analysis: NoiseAnalysis) -> str:
             "text": source.text,
             "Heun steps": source.steps,
             "sigma": f"0 to {source.sigma_max:g}",
-            "lost in a round trip": f"{source.round_trip_error:.2%} of the clips' standard deviation",
+            "lost in a round trip": f"{source.round_trip_error:.2%} of the clips' standard deviation, "
+            f"at worst {source.round_trip_worst:.1%}",
         }
     )
     lead_in = (

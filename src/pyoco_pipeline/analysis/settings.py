@@ -15,7 +15,7 @@ class AnalyseNoiseSettings(Settings):
     """Which clips are inverted, how exactly, and how the results are judged."""
 
     split: Literal["train", "test"] = "train"
-    num_clips: int = Field(64, ge=MIN_CLIPS)  # evenly spaced over the split
+    num_clips: int = Field(48, ge=MIN_CLIPS)  # evenly spaced over the split
     text: Literal["caption", "none"] = "caption"  # what the image model is told of a frame
     steps: int = Field(32, ge=2)  # of Heun's method, 2 evaluations each
     # None: the ends of what the model was trained on, for EDM 0.002 and 80.
