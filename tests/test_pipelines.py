@@ -17,6 +17,7 @@ from kedro.pipeline import Pipeline
 from projects import REPOSITORY, inside, make_project
 
 from pyoco_pipeline import config
+from pyoco_pipeline.analysis.settings import AnalyseNoiseSettings
 from pyoco_pipeline.datasets import WorkFolderDataset
 from pyoco_pipeline.evaluation.settings import Digits3DTraining, EvaluateSettings
 from pyoco_pipeline.pipeline_registry import SPINE, register_pipelines
@@ -32,6 +33,7 @@ SETTINGS = {
     "evaluate": EvaluateSettings,
     "report": config.ReportSettings,
     "export": config.ExportSettings,
+    "analyse_noise": AnalyseNoiseSettings,
     "digits_classifier": Digits3DTraining,
 }
 
@@ -66,6 +68,7 @@ def test_the_registry_holds_every_step_and_their_sum(pipelines: dict[str, Pipeli
         "evaluate",
         "report",
         "export",
+        "analyse_noise",
         "digits_classifier",
         "__default__",
     }
@@ -143,7 +146,7 @@ from pathlib import Path
 from kedro.framework.startup import bootstrap_project
 bootstrap_project(Path.cwd())
 from kedro.framework.project import pipelines
-assert len(dict(pipelines)) == 10
+assert len(dict(pipelines)) == 11
 print([name for name in ("torch", "diffusers", "mlflow", "great_expectations") if name in sys.modules])
 """
     done = subprocess.run(

@@ -220,7 +220,7 @@ def _run_name(run_params: Mapping[str, Any], parameters: Mapping[str, Any]) -> s
     kind, alpha = (flat.get(f"finetune_video.base.noise.{key}") for key in ("kind", "alpha"))
     if not kind or kind == "null":
         return shown
-    if kind == "iid" or not alpha or alpha == "null":
+    if kind in ("iid", "empirical") or not alpha or alpha == "null":
         return f"{shown} {kind}"
     return f"{shown} {kind} α={float(alpha):g}"
 

@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from pyoco_pipeline.errors import UserError
+
 if TYPE_CHECKING:  # settings are read when pipelines are listed, which must not cost the import of torch
     from pyoco_pipeline.diffusion import Parametrisation
     from pyoco_pipeline.noise import NoisePrior
@@ -37,20 +39,38 @@ Share = Annotated[float, Field(ge=0, le=1)]
 class NoiseSettings(Settings):
     """Which noise prior, and how strongly it correlates the frames of a clip (PYoCo, eq. 3 to 6)."""
 
-    kind: Literal["iid", "mixed", "progressive"] = "progressive"
-    alpha: float | None = Field(2.0, ge=0)  # correlation strength; .inf repeats one frame; unused by iid
+    kind: Literal["iid", "mixed", "progressive", "empirical"] = "progressive"
+    # Correlation strength of mixed and progressive; .inf repeats one frame.
+    alpha: float | None = Field(2.0, ge=0)
+    # Of empirical: the correlation of frames at distance 0, 1, …, as analyse_noise measures it; the first is 1.
+    correlation: tuple[float, ...] | None = None
 
     @model_validator(mode="after")
-    def _alpha_where_needed(self) -> Self:
-        if self.kind != "iid" and (self.alpha is None or math.isnan(self.alpha)):
+    def _what_the_kind_needs(self) -> Self:
+        if self.kind in ("mixed", "progressive") and (self.alpha is None or math.isnan(self.alpha)):
             raise ValueError(f"kind={self.kind} needs an alpha of at least 0, found {self.alpha}")
+        if self.kind == "empirical" and not self.correlation:
+            raise ValueError(
+                "kind=empirical needs correlation, that of frames at distance 0, 1, …: kedro run --pipelines "
+                "analyse_noise measures it"
+            )
+        if self.correlation and (
+            self.correlation[0] != 1 or max(abs(value) for value in self.correlation) > 1
+        ):
+            raise ValueError(
+                f"correlation={self.correlation} is none: it begins with 1 and none is larger in size"
+            )
         return self
 
     def prior(self) -> NoisePrior:
-        """The prior itself."""
+        """The prior itself. Raises UserError for a correlation that no noise can have."""
         from pyoco_pipeline.noise import make_prior
 
-        return make_prior(self.kind, None if self.kind == "iid" else self.alpha)
+        try:
+            alpha = self.alpha if self.kind in ("mixed", "progressive") else None
+            return make_prior(self.kind, alpha, correlation=self.correlation)
+        except ValueError as error:
+            raise UserError(f"noise: {error} Take what analyse_noise writes, as it is.") from error
 
 
 class SigmaSettings(Settings):
