@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
+
+import yaml
 
 # Control characters, zero-width and direction marks, and U+FFFD, which stands for undecodable bytes. The
 # joiners U+200C and U+200D belong to Persian letters and to emoji, so they pass.
@@ -77,3 +80,11 @@ DEFAULT_EXPECTATIONS: list[dict[str, Any]] = [
         "reason": "the same part of a video is in more than one split, so the test set leaks into training",
     },
 ]
+
+
+def project_expectations() -> list[dict[str, Any]]:
+    """The rules of the project itself."""
+    catalog = Path(__file__).parents[1] / "conf/base/catalog.yml"
+    options = yaml.safe_load(catalog.read_text(encoding="utf-8"))["captions"]["validator"]["options"]
+    expectations: list[dict[str, Any]] = options["expectations"]
+    return expectations

@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
-from caption_rules import DEFAULT_EXPECTATIONS
+from caption_rules import DEFAULT_EXPECTATIONS, project_expectations
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -22,6 +22,7 @@ from pyoco_pipeline.data.caption_validator import CaptionValidator
 from pyoco_pipeline.data.captions import CaptionCheck, RowExample, RuleOutcome, check_captions
 from pyoco_pipeline.data.captions_html import caption_report_html
 from pyoco_pipeline.data.drift import Drift, Share, Statistic
+from pyoco_pipeline.data.storage import OUTSIDE
 from pyoco_pipeline.errors import UserError
 
 GOOD = "a red ball rolls to the left"
@@ -93,6 +94,40 @@ def test_each_default_rule_hits_the_row_that_breaks_it_and_no_other(case):
     assert check.kept["row_id"].tolist() == (["row0"] if action == "drop" else ["row0", "row1"])
     if action == "drop":
         assert words in check.dropped["reason"][0]
+
+
+def test_rows_without_a_usable_file_are_dropped_while_they_are_few():
+    problems = ["", "does not exist", "", "", "is damaged, or no tar: unexpected end of data", *[""] * 5]
+    captions = table(*[f"{GOOD} {k}" for k in range(10)], path_problem=problems, tokens_cut=0)
+    check = check_captions(captions, project_expectations())
+    assert not check.failed
+    assert check.dropped["row_id"].tolist() == ["row1", "row4"]
+    assert set(check.dropped["reason"]) == {"the file can't be used; path_problem says why"}
+    assert check.dropped["path_problem"].tolist() == [problems[1], problems[4]]
+
+
+def test_the_files_of_more_than_a_fifth_of_the_rows_may_not_be_absent():
+    problems = ["", "does not exist", "is missing: the row has no path", "", "does not exist", *[""] * 5]
+    captions = table(*[f"{GOOD} {k}" for k in range(10)], path_problem=problems, tokens_cut=0)
+    check = check_captions(captions, project_expectations())
+    assert check.failed
+    assert "fail: the files of more than a fifth of the rows can't be used" in check.summary()
+    assert f"row1: '{GOOD} 1' [path_problem: does not exist]" in check.summary()
+
+
+def test_one_row_outside_the_data_root_fails_the_check():
+    problems = [*[""] * 99, OUTSIDE]
+    captions = table(*[f"{GOOD} {k}" for k in range(100)], path_problem=problems, tokens_cut=0)
+    check = check_captions(captions, project_expectations())
+    assert [rule.reason for rule in check.rules if rule.action == "fail" and not rule.success] == [
+        "the file is outside the data root"
+    ]
+    assert "row99:" in check.summary()
+
+
+def test_rows_that_are_never_read_leak_nothing():
+    captions = table(*"abc", path=["", "", ""], split=["train", "test", "test"], path_problem=["x", "", "x"])
+    assert derive_columns(captions)["splits_of_file"].tolist() == [1, 1, 1]
 
 
 def test_near_duplicates_are_judged_by_their_share():

@@ -174,7 +174,7 @@ def video_folder(project: Path, captions: str | None) -> Path:
         ("path,caption\n", ["captions.csv has no rows", "add one row per video"]),
         ("path,caption\na.mp4,a cat, a dog\n", ["Line 2 of", "3 cells", '"quotes"']),
         ("path,caption,start\na.mp4,a cat,soon\n", ["Row 1 of", "column start", "'soon'", "write seconds"]),
-        ("path,caption\nb.mp4,a dog\na.mp4,a cat\n", ["000002-a.mp4", "absent", "captions.html"]),
+        ("path,caption\nb.mp4,a dog\na.mp4,a cat\n", ["000002-a.mp4", "more than a fifth", "does not exist"]),
         ("path,caption\n../secret.mp4,a cat\n", ["secret.mp4", "outside the data root", "captions.html"]),
         ("path,caption\n/etc/hostname,a cat\n", ["etc_hostname", "outside the data root", "captions.html"]),
     ],

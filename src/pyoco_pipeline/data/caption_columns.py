@@ -9,7 +9,8 @@ normalised      the caption in NFKC, case-folded, runs of spaces and punctuation
 near_duplicate  1.0 where the normalised caption occurred in a row above, else 0.0: its mean is their share
 script          Unicode script of most letters (LATIN, CYRILLIC, CJK, HIRAGANA, ...), "NONE" without letters
 splits_of_file  number of splits that show some of this segment of this file: more than 1 is leakage; where there is
-                a column source, files of one name in two sources are two files
+                a column source, files of one name in two sources are two files. Rows with a path_problem are never
+                read, so they leak nothing
 segment_ok      whether 0 <= start < end, where they are given
 path_problem    the table's own column if it has one, else ""
 
@@ -50,9 +51,13 @@ def derive_columns(table: pd.DataFrame) -> pd.DataFrame:
     begins = np.where(np.isnan(start), 0.0, start)
     ends = np.where(np.isnan(end), np.inf, end)
     frame["segment_ok"] = (begins >= 0) & (begins < ends)
-    frame["splits_of_file"] = _splits_of_file(frame, begins, np.maximum(begins, ends))
     if "path_problem" not in frame.columns:
         frame["path_problem"] = ""
+    frame["splits_of_file"] = 1
+    usable = (frame["path_problem"].fillna("") == "").to_numpy()
+    frame.loc[usable, "splits_of_file"] = _splits_of_file(
+        frame[usable], begins[usable], np.maximum(begins, ends)[usable]
+    )
     return frame
 
 
