@@ -28,6 +28,7 @@ from pyoco_pipeline.noise import (
     make_prior,
     prior_from_config,
 )
+from pyoco_pipeline.training.settings import NoiseSettings
 
 CLIPS, FRAMES = 24, 5
 
