@@ -181,10 +181,7 @@ def test_the_nearest_correlation_takes_the_place_of_what_is_none() -> None:
 def test_a_snippet_is_the_prior_that_it_names(kind: str) -> None:
     row = [1.0, 0.411746, 0.237997]
     noise = yaml.safe_load(noise_snippet(kind, 1.23456, row))["finetune_video"]["base"]["noise"]
-    prior = make_prior(
-        noise.pop("kind"), noise.pop("alpha", None), correlation=noise.pop("correlation", None)
-    )
-    assert noise == {}
+    prior = NoiseSettings(**({"alpha": 2.0} | noise)).prior()  # conf/base's alpha stays where none is pasted
     expected = {
         "iid": IIDNoise(),
         "mixed": MixedNoise(1.2346),
