@@ -27,7 +27,6 @@ logger = logging.getLogger(__name__)
 SUFFIXES = {".mp4", ".avi", ".mov", ".mkv", ".webm", ".gif", ".m4v", ".mpg", ".mpeg", ".ogv", ".apng"}
 KEY_FILE = "cut_from.json"
 KIND = "video_folder"
-_SAME_RATE = 0.01  # relative: 29.97 and 30 are one rate
 
 
 @dataclass(frozen=True)
@@ -118,7 +117,7 @@ def cut_folder(folder: Path, choice: ClipChoice, into: Path) -> tuple[ClipStore,
         logger.warning("%s is left out: it %s", folder / path, reason)
     if len(excluded.files) > 20:
         logger.warning("%s: %d videos are left out in all", folder, len(excluded.files))
-    odd = sum(abs(rate / store.manifest.fps - 1) > _SAME_RATE for rate in rates)
+    odd = sum(not same_rate(rate, store.manifest.fps) for rate in rates)
     if odd:
         logger.warning(
             "%s: %d videos have another frame rate than %.5g fps; their frames are taken as they are",
@@ -145,6 +144,11 @@ def kept_clips(folder: Path, choice: ClipChoice, into: Path) -> tuple[ClipStore,
     store, excluded = cut_folder(folder, choice, into)
     (into / KEY_FILE).write_text(json.dumps({"key": key, "excluded": excluded.files}))
     return store, excluded
+
+
+def same_rate(first: float, second: float) -> bool:
+    """Whether two frame rates are one to within 1%, as 29.97 and 30 are."""
+    return abs(first - second) <= 0.01 * max(first, second)
 
 
 def caption_of_name(path: str) -> str:

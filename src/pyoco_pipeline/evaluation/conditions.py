@@ -6,6 +6,7 @@ import numpy as np
 
 from pyoco_pipeline.data.clips import ClipStore
 from pyoco_pipeline.errors import UserError
+from pyoco_pipeline.evaluation.clips_to_score import same_rate
 from pyoco_pipeline.evaluation.prompts import check_captions, read_prompts
 from pyoco_pipeline.evaluation.protocols import Protocol
 from pyoco_pipeline.evaluation.reference import Selection
@@ -35,11 +36,16 @@ def protocol_warnings(
 
     drawn: of `drawn_clips`. Raises UserError where that is not allowed.
     """
+    rates = generated.manifest.fps, reference.manifest.fps
+    said: list[str | None] = []
+    if not same_rate(*rates):
+        said.append(
+            f"videos of {rates[0]:.5g} and {rates[1]:.5g} frames per second are compared frame by frame"
+        )
     if protocol is None:
-        return []
+        return [text for text in said if text is not None]
     num = sum(generated.manifest.counts.values()) if drawn is None else len(drawn)
     allow = settings.allow_fewer
-    said: list[str | None] = []
     if protocol.prompts:
         if settings.prompts is None:
             raise UserError(
@@ -90,7 +96,7 @@ def check_comparable(
     for what in ("height", "width"):
         if getattr(first, what) != getattr(second, what):
             raise _differ(generated, reference, what, getattr(first, what), getattr(second, what))
-    if first.fps != second.fps and not settings.ignore_fps:
+    if not same_rate(first.fps, second.fps) and not settings.ignore_fps:
         raise _differ(generated, reference, "fps", first.fps, second.fps)
 
 

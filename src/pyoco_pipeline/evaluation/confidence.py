@@ -98,6 +98,4 @@ def extrapolate(generated: np.ndarray, real: np.ndarray, *, ddof: int = 1, seed:
 
 
 def _distance(target: Gaussian, features: np.ndarray, ddof: int) -> float:
-    dim = features.shape[-1]
-    statistics = FeatureStatistics(dim).update(features.reshape(-1, dim))
-    return target.distance(statistics.mean, statistics.covariance(ddof))
+    return target.distance_of_samples(features.reshape(-1, features.shape[-1]), ddof)

@@ -40,6 +40,21 @@ class Gaussian:
         distance = np.square(self.mean - m2).sum() + np.trace(self.cov) + np.trace(c2) - 2 * trace_root
         return float(max(distance, 0.0))  # rounding alone can take it below zero
 
+    def distance_of_samples(self, samples: np.ndarray, ddof: int = 1) -> float:
+        """The distance to the Gaussian of samples (N, D), without their covariance where N is less than D.
+
+        tr (Rᵀ C2 R)^½ is the sum of the singular values of the centred samples times R, over √(N - ddof).
+        """
+        x = np.asarray(samples, dtype=np.float64)
+        mean = x.mean(axis=0)
+        centred = (x - mean) / np.sqrt(len(x) - ddof)
+        with _few_threads(mean.size):
+            z = centred @ self._root
+            gram = z @ z.T if len(z) < mean.size else z.T @ z
+            trace_root = np.sqrt(np.linalg.eigvalsh(gram).clip(min=0)).sum()
+        distance = np.square(self.mean - mean).sum() + np.trace(self.cov) + np.square(centred).sum()
+        return float(max(distance - 2 * trace_root, 0.0))
+
 
 def frechet_distance(mean1: np.ndarray, cov1: np.ndarray, mean2: np.ndarray, cov2: np.ndarray) -> float:
     """|m1 - m2|² + tr(C1 + C2 - 2 (C1 C2)^½), the squared 2-Wasserstein distance of two Gaussians.
