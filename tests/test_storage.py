@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import os
 import pickle
+import signal
+import subprocess
+import sys
 import tempfile
 import uuid
 from pathlib import Path
@@ -11,11 +14,13 @@ from pathlib import Path
 import fsspec
 import pytest
 from fsspec import AbstractFileSystem
+from fsspec.implementations.memory import MemoryFileSystem
 from fsspec.registry import _registry
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pyoco_pipeline.data.storage import Storage, filesystem, remote_errors, resolve_root, temporary_copy
+from pyoco_pipeline.data.copies import temporary_copy
+from pyoco_pipeline.data.storage import Storage, filesystem, remote_errors, resolve_root
 from pyoco_pipeline.data.video import VideoError
 from pyoco_pipeline.errors import UserError
 
@@ -102,6 +107,71 @@ def test_a_local_file_is_itself_and_a_remote_one_a_copy_that_goes(root):
         assert path.suffix == ".mp4"
         assert path.is_relative_to(root) == storage.is_local
     assert path.exists() == storage.is_local
+
+
+@pytest.fixture
+def opened(monkeypatch) -> list[str]:
+    """The files that are opened in the memory store, as they are."""
+    names: list[str] = []
+    original = MemoryFileSystem._open
+
+    def counted(self, path, *args, **kwargs):
+        names.append(path.rsplit("/", 1)[1])
+        return original(self, path, *args, **kwargs)
+
+    monkeypatch.setattr(MemoryFileSystem, "_open", counted)
+    return names
+
+
+def test_the_segments_of_a_remote_video_cost_one_download(opened):
+    url = f"memory://{uuid.uuid4().hex}"
+    store = fsspec.filesystem("memory")
+    for name, content in FILES.items():
+        store.pipe_file(f"{url}/{name}", content)
+
+    def read(name: str) -> bytes:
+        with pickle.loads(pickle.dumps(Storage(url))).local_file(name) as path:  # noqa: S301
+            return path.read_bytes()
+
+    opened.clear()
+    assert [read("good.mp4") for _ in range(3)] == [b"good"] * 3
+    assert opened == ["good.mp4"]
+    assert [read("sub/other.mp4"), read("good.mp4")] == [b"other", b"good"]
+    assert opened == ["good.mp4", "other.mp4", "good.mp4"]
+    store.pipe_file(f"{url}/good.mp4", b"anew")
+    assert read("good.mp4") == b"anew"
+
+
+def test_a_copy_in_use_outlives_the_next_one(tmp_path):
+    url = f"memory://{uuid.uuid4().hex}"
+    for name in ("a.mp4", "b.mp4"):
+        fsspec.filesystem("memory").pipe_file(f"{url}/{name}", name.encode())
+    storage = Storage(url)
+    with (
+        storage.local_file("a.mp4") as one,
+        storage.local_file("b.mp4") as other,
+        storage.local_file("a.mp4"),
+    ):
+        assert (one.read_bytes(), other.read_bytes()) == (b"a.mp4", b"b.mp4")
+        assert one.stat().st_size == 5
+    with pytest.raises(VideoError, match="does not exist"), storage.local_file("none.mp4"):
+        pass
+
+
+def test_a_killed_process_leaves_no_copy(tmp_path):
+    code = """
+import os, signal, fsspec
+from pyoco_pipeline.data.storage import Storage
+fsspec.filesystem("memory").pipe_file("memory://r/a.mp4", b"x" * 100_000)
+with Storage("memory://r").local_file("a.mp4") as path:
+    assert len(path.read_bytes()) == 100_000
+os.kill(os.getpid(), signal.SIGKILL)
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", code], env=os.environ | {"TMPDIR": str(tmp_path)}, check=False, timeout=60
+    )
+    assert done.returncode == -signal.SIGKILL
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_copy_goes_even_when_its_use_fails():
@@ -213,9 +283,7 @@ def test_a_store_without_credentials_is_said_in_one_sentence(monkeypatch):
             raise ValueError("unable to connect to account for\n Must provide an account_name!")
 
     monkeypatch.setitem(_registry, "az", Azure)
-    message = (
-        r"az://bucket/x cannot be opened: unable to connect to account for Must provide .*!\. Set the credent"
-    )
+    message = r"az://bucket/x cannot be opened: unable to connect to account for Must provide .*name\. Set the credent"
     with pytest.raises(UserError, match=message):
         Storage("az://bucket/x").is_folder()
     with pytest.raises(UserError, match=message):

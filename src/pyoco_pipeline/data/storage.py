@@ -5,13 +5,13 @@ from __future__ import annotations
 import os
 import posixpath
 import re
-import tempfile
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple, cast
 
+from pyoco_pipeline.data.copies import check_size, last_copy
 from pyoco_pipeline.data.video import VideoError
 from pyoco_pipeline.errors import UserError
 
@@ -142,8 +142,9 @@ class Storage:
 
     @contextmanager
     def local_file(self, path: str, max_bytes: int | None = None) -> Iterator[Path]:
-        """`path` of a data set as a file of this machine: itself, or a copy that is gone afterwards.
+        """`path` of a data set as a file of this machine: itself, or a copy whose name is gone afterwards.
 
+        The process keeps its last copy, so that the segments of one video, one after the other, cost one download.
         Raises VideoError where the file is absent, outside the root, or to be copied and larger than `max_bytes`;
         UserError where the store does not answer.
         """
@@ -160,7 +161,7 @@ class Storage:
             raise VideoError(shown, NOT_A_FILE)
         size = int(info["size"] or 0)
         check_size(shown, size, max_bytes)
-        with temporary_copy(self.part(path, 0, size, shown), shown) as copy:
+        with last_copy(f"{self.root}/{at.name} {info}", self.part(path, 0, size, shown), shown) as copy:
             yield copy
 
     def part(self, path: str, start: int, size: int, shown: str) -> Iterator[bytes]:
@@ -265,33 +266,6 @@ def filesystem(location: str) -> Any:
         ) from error
 
 
-def check_size(shown: str, size: int, max_bytes: int | None) -> None:
-    """Raises VideoError for a file too large to be copied."""
-    if max_bytes is not None and size > max_bytes:
-        raise VideoError(shown, f"has {size:,} bytes; copies of up to {max_bytes:,} are made (max_copy_mb)")
-
-
-@contextmanager
-def temporary_copy(chunks: Iterable[bytes], shown: str) -> Iterator[Path]:
-    """A file of these bytes that is gone afterwards; UserError where this machine has no room for it."""
-    suffix = re.search(r"\.[A-Za-z0-9]{1,8}$", shown)
-    handle, name = -1, ""
-    try:
-        try:
-            handle, name = tempfile.mkstemp(prefix="pyoco_", suffix=suffix.group() if suffix else "")
-            with os.fdopen(handle, "wb") as file:
-                file.writelines(chunks)
-        except OSError as error:  # the chunks' own errors are VideoError and UserError
-            raise UserError(
-                f"A copy of {shown} cannot be written into {tempfile.gettempdir()}: {error.strerror or error}. "
-                "Free space there, or set TMPDIR to a folder with more."
-            ) from error
-        yield Path(name)
-    finally:
-        if name:
-            Path(name).unlink(missing_ok=True)
-
-
 @contextmanager
 def remote_errors(location: str, *, media: bool = False) -> Iterator[None]:
     """Turns what goes wrong in a store into one sentence: VideoError for one media file, else UserError."""
@@ -326,7 +300,7 @@ def _why_unreadable(error: OSError) -> str:
 
 
 def _one_line(error: BaseException) -> str:
-    return (" ".join(str(error).split()) or type(error).__name__).rstrip(".")[:300]
+    return (" ".join(str(error).split()) or type(error).__name__).rstrip(".!")[:300]
 
 
 def _check_protocol(location: str) -> None:

@@ -14,8 +14,9 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from pyoco_pipeline.data.copies import check_size, temporary_copy
 from pyoco_pipeline.data.sources.base import as_text
-from pyoco_pipeline.data.storage import Storage, check_size, remote_errors, temporary_copy
+from pyoco_pipeline.data.storage import Storage, remote_errors
 from pyoco_pipeline.data.video import VideoError
 from pyoco_pipeline.errors import UserError
 

@@ -18,6 +18,7 @@ from typing import IO, BinaryIO
 
 import pandas as pd
 
+from pyoco_pipeline.data.copies import check_size, temporary_copy
 from pyoco_pipeline.data.sources.base import (
     Media,
     StoredSource,
@@ -25,7 +26,7 @@ from pyoco_pipeline.data.sources.base import (
     check_share,
     split_by_hash,
 )
-from pyoco_pipeline.data.storage import check_size, remote_errors, temporary_copy
+from pyoco_pipeline.data.storage import remote_errors
 from pyoco_pipeline.data.video import VideoError
 from pyoco_pipeline.errors import UserError
 
