@@ -7,6 +7,7 @@ import pytest
 import video_files as vf
 from test_video import ORIENTATIONS
 
+from pyoco_pipeline.data.pictures import cropped
 from pyoco_pipeline.data.video import Video, VideoError, decode_frames, probe
 
 
@@ -41,7 +42,8 @@ def test_a_part_of_the_picture_can_be_chosen(tmp_path):
 
     path = vf.write_video(tmp_path / "v.mp4", 2, height=32, width=128, picture=ramp)
     with Video(path) as video:
-        parts = video.sample([0.0, 0.0, 0.0], 32, 32, crops=[(0.0, 0.0), None, (0.5, 0.999)])
+        whole = video.covering(video.first(), 32, 32)
+    parts = [cropped(whole, 32, 32, crop) for crop in ((0.0, 0.0), None, (0.5, 0.999))]
     for part, left in zip(parts, (0, 48, 96), strict=True):
         assert part[16, :, 0].astype(float) == pytest.approx(
             ramp(0, 1, 128)[0, left : left + 32, 0].astype(float), abs=4
@@ -60,10 +62,11 @@ def test_a_part_lies_where_it_is_shown(tmp_path, name):
         height, width = video.info.height, video.info.width
         whole = video.sample([0.0], height, width)[0].astype(int)
         side = min(height, width)
-        last = video.sample([0.0], side, side, crops=[(0.999, 0.999)])[0]
-        assert np.abs(last - whole[height - side :, width - side :]).mean() < 1
-        first = video.sample([0.0], side, side, crops=[(0.0, 0.0)])[0]
-        assert np.abs(first - whole[:side, :side]).mean() < 1
+        covering = video.covering(video.first(), side, side)
+    last = cropped(covering, side, side, (0.999, 0.999))
+    assert np.abs(last - whole[height - side :, width - side :]).mean() < 1
+    first = cropped(covering, side, side, (0.0, 0.0))
+    assert np.abs(first - whole[:side, :side]).mean() < 1
 
 
 def test_pixels_that_are_not_square_are_in_the_aspect_ratio(tmp_path):

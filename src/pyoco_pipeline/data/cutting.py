@@ -1,14 +1,15 @@
 """Cutting clips out of a video or an image: which frames, of which shape, from which part of the picture.
 
-What is cut is a function of the segment and of the options alone: draws are hashes, not random numbers.
+What is cut is a function of the file, the segment and the options alone: draws are hashes, not random numbers.
 """
 
 from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any, Literal
 
@@ -16,8 +17,9 @@ import av
 import numpy as np
 
 from pyoco_pipeline.data.clips import Clip
+from pyoco_pipeline.data.filters import grid_hash, perceptual_hash, picture_grid
 from pyoco_pipeline.data.media import VideoError, decoder_errors
-from pyoco_pipeline.data.pictures import Scaler, read_image
+from pyoco_pipeline.data.pictures import Scaler, cropped, read_image
 from pyoco_pipeline.data.scenes import SceneOptions, video_scenes
 from pyoco_pipeline.data.video import Video
 from pyoco_pipeline.errors import UserError
@@ -34,7 +36,8 @@ class CutOptions:
     sizes: (height, width) of the buckets; a clip goes to the one whose aspect ratio is nearest to its picture's
     fps: frames per second at which a clip samples its video
     stride: every n-th frame of the file instead, whatever the time between frames and fps; None: by fps
-    octaves: a clip's rate is fps / 2**k, k drawn from 0 to octaves; where that does not fit, the next higher rate
+    octaves: a clip's rate is fps / 2**k, k drawn from 0 to octaves by what the video shows, so that copies of a file in
+    several splits are cut into the same clips; where that does not fit, the next higher rate
     max_clips_per_row: the first ones are kept
     crop: of what stands out of the clip's shape; "random" is drawn for each clip and the same in all its frames
     scenes: how to find scene cuts, which no clip crosses; None: cuts are not looked for
@@ -71,12 +74,39 @@ class CutOptions:
 
 @dataclass(frozen=True)
 class _Cut:
-    """A clip's frames, or only their times as long as they are not decoded."""
+    """The frames of a clip, and the hash of all that they show, be it cropped away or not."""
 
     scene: int
     fps: float | None
     times_s: list[float]
-    video: np.ndarray | None = None
+    video: np.ndarray
+    phash: int
+
+
+class _Pictures:
+    """The pictures of a clip in the making."""
+
+    def __init__(self, video: Video, size: tuple[int, int], crop: Crop) -> None:
+        self._video, self._size, self._crop = video, size, crop
+        self._last: av.VideoFrame | None = None
+        self._pictures: list[np.ndarray] = []
+        self._grids: list[np.ndarray] = []
+
+    def __len__(self) -> int:
+        return len(self._pictures)
+
+    def add(self, frame: av.VideoFrame) -> None:
+        if frame is self._last:  # shown at several times
+            self._pictures.append(self._pictures[-1])
+            self._grids.append(self._grids[-1])
+            return
+        self._last = frame
+        whole = self._video.covering(frame, *self._size)
+        self._pictures.append(np.ascontiguousarray(cropped(whole, *self._size, self._crop)))
+        self._grids.append(picture_grid(whole[None])[0])
+
+    def cut(self, scene: int, fps: float | None, times_s: list[float]) -> _Cut:
+        return _Cut(scene, fps, times_s, np.stack(self._pictures), grid_hash(np.stack(self._grids)))
 
 
 def cut_video(path: Path, segment: Mapping[Any, Any], options: CutOptions) -> list[Clip]:
@@ -84,9 +114,11 @@ def cut_video(path: Path, segment: Mapping[Any, Any], options: CutOptions) -> li
 
     segment: `row_id`, `path` (as written in the table), `start` and `end` in seconds, NaN or None: of the video; an end
     after the end of the video means that. A clip is uint8 (num_frames, height, width, 3) of one of the sizes; `fps` is
-    its own rate, and its attributes are the path and its start. With scene cuts, `scene` is its scene's number from 1,
-    `scenes` how many there are, and `scenes_skipped` how many of those looked at were too short for a clip. All clips
-    of a segment are given or none. Raises VideoError when the file cannot be read or there is no room for a clip.
+    its own rate, `phash` is of the whole pictures, so that no crop hides a copy, and its attributes are the path and
+    its start. With scene cuts, `scene` is its scene's number from 1, `scenes` how many there are, and `scenes_skipped`
+    how many of those looked at were too short for a clip. `more_clips`, of the first clip: how many more there was room
+    for beyond max_clips_per_row, at the full rate, by the length that the file says it has. All clips of a segment are
+    given or none. Raises VideoError when the file cannot be read or there is no room for a clip.
     """
     start = max(0.0, _seconds(segment["start"], 0.0))
     with Video(path) as video:
@@ -96,13 +128,14 @@ def cut_video(path: Path, segment: Mapping[Any, Any], options: CutOptions) -> li
             scenes = video_scenes(video, options.scenes, start, end)
         size = nearest_size(video.info.aspect_ratio, options.sizes)
         crops = [_crop(_clip_id(segment, k), options) for k in range(options.max_clips_per_row)]
-        if options.stride is None:
-            cuts = _by_time(video, str(segment["row_id"]), scenes, size, crops, options)
-        else:
-            cuts = list(_by_stride(video, scenes, size, crops, options))
+        cut = _by_time if options.stride is None else _by_stride
+        cuts, more = cut(video, scenes, size, crops, options)
         if not cuts:
             raise VideoError(path, _no_room(start, end, scenes, options))
-    return [_clip(segment, k, cut, cuts, len(scenes), options) for k, cut in enumerate(cuts)]
+    clips = [_clip(segment, k, one, cuts, len(scenes), options) for k, one in enumerate(cuts)]
+    if more:
+        clips[0].attributes["more_clips"] = f"{more}"
+    return clips
 
 
 def cut_image(path: Path, segment: Mapping[Any, Any], options: CutOptions) -> list[Clip]:
@@ -115,8 +148,10 @@ def cut_image(path: Path, segment: Mapping[Any, Any], options: CutOptions) -> li
     clip_id = _clip_id(segment, 0)
     with decoder_errors(path):
         frame = av.VideoFrame.from_ndarray(rgb, format="rgb24")
-        picture = Scaler().picture(frame, height, width, _crop(clip_id, options))
-    return [Clip(clip_id, np.ascontiguousarray(picture)[None], {"path": str(segment["path"])})]
+        whole = Scaler().covering(frame, height, width)
+    picture = np.ascontiguousarray(cropped(whole, height, width, _crop(clip_id, options)))
+    phash = perceptual_hash(whole[None])
+    return [Clip(clip_id, picture[None], {"path": str(segment["path"])}, phash=phash)]
 
 
 def nearest_size(aspect_ratio: float, sizes: Sequence[tuple[int, int]]) -> tuple[int, int]:
@@ -125,35 +160,50 @@ def nearest_size(aspect_ratio: float, sizes: Sequence[tuple[int, int]]) -> tuple
 
 
 def _by_time(
-    video: Video,
-    row_id: str,
-    scenes: Scenes,
-    size: tuple[int, int],
-    crops: Sequence[Crop],
-    options: CutOptions,
-) -> list[_Cut]:
+    video: Video, scenes: Scenes, size: tuple[int, int], crops: Sequence[Crop], options: CutOptions
+) -> tuple[list[_Cut], int]:
+    """The clips, and for how many more there is room."""
+    content = _content(video, size) if options.octaves else ""
     last_end = scenes[-1][1] if scenes else 0.0
-    cuts: list[_Cut] = []
+    planned: list[
+        tuple[int, int, list[float]]
+    ] = []  # scene, frames at the full rate from one to the next, times
+    more = 0
     for number, (start, end) in enumerate(scenes):
         # A frame of the next scene may be stamped half a tick late.
         length = ((end if end == last_end else end - video.tolerance_s) - start) * options.fps
         at = 0  # in frames at the full rate
-        while len(cuts) < options.max_clips_per_row:
-            drawn = int(_draw(options.seed, f"{row_id}-{len(cuts)}", "rate") * (options.octaves + 1))
+        while len(planned) < options.max_clips_per_row:
+            name = f"{content}-{start + at / options.fps:.3f}"
+            drawn = int(_draw(options.seed, name, "rate") * (options.octaves + 1))
             fitting = [2**k for k in range(drawn, -1, -1) if at + _room(options.num_frames, 2**k) <= length]
             if not fitting:
                 break
             step = fitting[0]
-            times = [start + (at + step * k) / options.fps for k in range(options.num_frames)]
-            cuts.append(_Cut(number, options.fps / step, times))
+            planned.append(
+                (number, step, [start + (at + step * k) / options.fps for k in range(options.num_frames)])
+            )
             at += step * options.num_frames
-    if not cuts:
-        return []
-    times = [time for cut in cuts for time in cut.times_s]
-    each = [crop for crop, _ in zip(crops, cuts, strict=False) for _ in range(options.num_frames)]
-    frames = video.sample(times, *size, crops=each)
-    parts = np.split(frames, len(cuts))
-    return [_Cut(cut.scene, cut.fps, cut.times_s, part) for cut, part in zip(cuts, parts, strict=True)]
+        else:
+            more += max(0, int((length - at + 0.5) // options.num_frames))
+    frames = video.frames_at([time for _, _, times in planned for time in times])
+    cuts = []
+    for (number, step, times), crop in zip(planned, crops, strict=False):
+        pictures = _Pictures(video, size, crop)
+        for frame in islice(frames, options.num_frames):
+            pictures.add(frame)
+        cuts.append(pictures.cut(number, options.fps / step, times))
+    return cuts, more
+
+
+def _content(video: Video, size: tuple[int, int]) -> str:
+    """What copies of a file have in common, whatever they are called: rates drawn by it make the same clips of them.
+
+    Copies that were encoded again differ. Videos that begin with the same black picture share it where they last as
+    many seconds.
+    """
+    picture = video.covering(video.first(), *size)
+    return f"{hashlib.sha256(picture.tobytes()).hexdigest()}-{video.info.duration_s:.0f}"
 
 
 def _room(num_frames: int, step: float) -> float:
@@ -163,34 +213,48 @@ def _room(num_frames: int, step: float) -> float:
 
 def _by_stride(
     video: Video, scenes: Scenes, size: tuple[int, int], crops: Sequence[Crop], options: CutOptions
-) -> Iterator[_Cut]:
+) -> tuple[list[_Cut], int]:
+    """The clips, and for how many more there is room."""
     assert options.stride is not None
-    made = scene = position = 0
-    pictures: list[np.ndarray] = []
-    times: list[float] = []
+    cuts: list[_Cut] = []
+    scene = position = 0
+    pictures, times = _Pictures(video, size, crops[0]), list[float]()
     at = step = 0.0
     frame: av.VideoFrame | None = None
     for now, frame in video.frames(scenes[0][0]) if scenes else ():
         step, at = now - at, now
         while scene < len(scenes) and at >= scenes[scene][1] - video.tolerance_s:
-            scene, position, pictures, times = scene + 1, 0, [], []
+            scene, position, pictures, times = scene + 1, 0, _Pictures(video, size, crops[len(cuts)]), []
         if scene == len(scenes):
-            return
+            return cuts, 0
         if at < scenes[scene][0] - video.tolerance_s:
             continue
         if position % options.stride == 0:
-            pictures.append(video.picture(frame, *size, crops[made]))
+            pictures.add(frame)
             times.append(at)
         position += 1
         if len(pictures) == options.num_frames:
-            yield _Cut(scene, _rate(video, times, options.stride), times, np.stack(pictures))
-            made, pictures, times = made + 1, [], []
-            if made == options.max_clips_per_row:
-                return
+            cuts.append(pictures.cut(scene, _rate(video, times, options.stride), times))
+            if len(cuts) == options.max_clips_per_row:
+                return cuts, _more_by_stride(video, cuts[-1], scenes, options)
+            pictures, times = _Pictures(video, size, crops[len(cuts)]), []
     if frame is not None:  # the file has ended before the segment
         end_s = at + video.lasts_s(frame, step)
         if end_s + options.stride * step < scenes[-1][1]:
             raise video.too_short(end_s, end_s)
+    return cuts, 0
+
+
+def _more_by_stride(video: Video, last: _Cut, scenes: Scenes, options: CutOptions) -> int:
+    """For how many more clips there is room after the last one, at the file's nominal rate."""
+    assert options.stride is not None
+    (_, end), *later = scenes[last.scene :]
+    at = last.times_s[-1] + options.stride / (video.info.fps or math.inf)
+    lengths = [
+        math.ceil((end - start - video.tolerance_s) * video.info.fps) for start, end in [(at, end), *later]
+    ]
+    one = options.num_frames * options.stride
+    return sum(max(0, (frames + options.stride - 1) // one) for frames in lengths)
 
 
 def _rate(video: Video, times_s: Sequence[float], stride: int) -> float | None:
@@ -225,8 +289,7 @@ def _clip(
         seen = scenes if len(cuts) < options.max_clips_per_row else cuts[-1].scene + 1
         skipped = seen - len({other.scene for other in cuts})
         attributes |= {"scene": f"{cut.scene + 1}", "scenes": f"{scenes}", "scenes_skipped": f"{skipped}"}
-    assert cut.video is not None
-    return Clip(_clip_id(segment, k), cut.video, attributes, fps=cut.fps)
+    return Clip(_clip_id(segment, k), cut.video, attributes, fps=cut.fps, phash=cut.phash)
 
 
 def _clip_id(segment: Mapping[Any, Any], k: int) -> str:

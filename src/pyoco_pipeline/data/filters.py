@@ -16,7 +16,9 @@ import numpy as np
 from pyoco_pipeline.data.duplicates import duplicates
 from pyoco_pipeline.errors import UserError
 
-__all__ = ["ClipScorer", "FilterOptions", "duplicates", "perceptual_hash", "rejection", "score"]
+__all__ = [
+    "ClipScorer", "FilterOptions", "duplicates", "grid_hash", "perceptual_hash", "picture_grid", "rejection", "score",
+]  # fmt: skip
 
 DARK = 24  # grey level up to which a border is black; codecs blur a bar by some levels
 
@@ -101,7 +103,16 @@ def perceptual_hash(video: np.ndarray) -> int:
     Sankur and Memon (IEEE Trans. Multimedia 8(6), 2006): 32 of the mean picture and 32 of its change in time, or 64 of
     a single picture. The mean level is not among them.
     """
-    grid = _averaged(_luma(video))
+    return grid_hash(picture_grid(video))
+
+
+def picture_grid(video: np.ndarray) -> np.ndarray:
+    """What a hash sees of pictures, uint8 (T, H, W, 3): int64 (T, 32, 32), mean luma in 16ths of a grey level."""
+    return _averaged(_luma(video))
+
+
+def grid_hash(grid: np.ndarray) -> int:
+    """The `perceptual_hash` of a clip whose pictures have these grids, (T, 32, 32)."""
     frames = len(grid)
     rows = _cosines(_GRID, 10)
     times = _cosines(frames, 3 if frames > 1 else 1)

@@ -56,13 +56,10 @@ class Scaler:
         self._reformatter = VideoReformatter()
         self._plan = cache(_Plan)
 
-    def picture(
-        self, frame: av.VideoFrame, height: int, width: int, crop: tuple[float, float] | None = None
-    ) -> np.ndarray:
-        """uint8 (height, width, 3): the frame upright, covering the target, with what stands out cropped away.
+    def covering(self, frame: av.VideoFrame, height: int, width: int) -> np.ndarray:
+        """uint8 (at least height, at least width, 3): the whole frame, upright, so large that it covers the target.
 
-        crop: where the kept part lies, (down, right) in [0, 1); None: about the centre. Raises ValueError where the
-        aspect ratios differ by more than MAX_STRETCH.
+        Raises ValueError where the aspect ratios differ by more than MAX_STRETCH.
         """
         transpose, flip_x, flip_y = self.turn
         rows, columns = (width, height) if transpose else (height, width)
@@ -72,17 +69,21 @@ class Scaler:
         rgb = self._reformatter.reformat(
             frame, plan.width, plan.height, "rgb24", interpolation=plan.interpolation, threads=1
         ).to_ndarray()
-        if crop is None:
-            top, left = (plan.height - rows) // 2, (plan.width - columns) // 2
-        elif transpose:
-            top = _offset(plan.height - rows, crop[1], flip_x)
-            left = _offset(plan.width - columns, crop[0], flip_y)
-        else:
-            top = _offset(plan.height - rows, crop[0], flip_y)
-            left = _offset(plan.width - columns, crop[1], flip_x)
-        rgb = rgb[top : top + rows, left : left + columns]
         rgb = rgb.swapaxes(0, 1) if transpose else rgb
         return rgb[:: -1 if flip_y else 1, :: -1 if flip_x else 1] if flip_x or flip_y else rgb
+
+
+def cropped(picture: np.ndarray, height: int, width: int, crop: tuple[float, float] | None) -> np.ndarray:
+    """(height, width, 3) of a picture that is as large or larger.
+
+    crop: where the part lies, (down, right) in [0, 1); None: about the centre.
+    """
+    down, right = picture.shape[0] - height, picture.shape[1] - width
+    if crop is None:
+        top, left = down // 2, right // 2
+    else:
+        top, left = int(crop[0] * (down + 1)), int(crop[1] * (right + 1))
+    return picture[top : top + height, left : left + width]
 
 
 class _Plan:
@@ -136,8 +137,10 @@ def read_image(path: str | Path) -> np.ndarray:
         raise
     except Image.UnidentifiedImageError as error:
         raise VideoError(path, "is not an image: its data is in no known image format") from error
+    except MemoryError as error:
+        raise VideoError(path, "cannot be decoded: it needs more memory than there is") from error
     except Exception as error:  # what Pillow's decoders raise on damaged bytes is not listed anywhere
-        raise VideoError(path, f"cannot be decoded: {error or type(error).__name__}") from error
+        raise VideoError(path, f"cannot be decoded: {str(error) or type(error).__name__}") from error
     return rgb if turn is None else np.asarray(Image.fromarray(rgb).transpose(turn))
 
 
@@ -150,11 +153,6 @@ def _rgb(path: str | Path, image: Image.Image) -> np.ndarray:
     if image.mode in ("RGBA", "RGBa", "LA", "La", "PA") or "transparency" in image.info:
         return _composited(np.asarray(image.convert("RGBA")))
     return np.asarray(image.convert("RGB"))
-
-
-def _offset(extra: int, share: float, mirrored: bool) -> int:
-    offset = int(share * (extra + 1))
-    return extra - offset if mirrored else offset
 
 
 def _on_black(frame: av.VideoFrame) -> av.VideoFrame:

@@ -9,6 +9,7 @@ from bisect import bisect_left
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import repeat
 from math import inf
 from pathlib import Path
 
@@ -19,7 +20,7 @@ from av.container import InputContainer
 from av.video.stream import VideoStream
 
 from pyoco_pipeline.data.media import VideoError, check_readable, decoder_errors, open_video_stream, unusable
-from pyoco_pipeline.data.pictures import Scaler, orientation
+from pyoco_pipeline.data.pictures import Scaler, cropped, orientation
 
 __all__ = ["Video", "VideoError", "VideoInfo", "decode_frames", "probe"]
 
@@ -135,63 +136,63 @@ class Video:
         for at, frame in self._frames:
             yield at - self._origin, frame
 
-    def picture(
-        self, frame: av.VideoFrame, height: int, width: int, crop: tuple[float, float] | None = None
-    ) -> np.ndarray:
-        """A frame as uint8 (height, width, 3), see `Scaler.picture`."""
+    def first(self) -> av.VideoFrame:
+        """The first frame. Ends a pass of `frames`."""
+        return next(self.frames())[1] if self._next is None else self._next
+
+    def covering(self, frame: av.VideoFrame, height: int, width: int) -> np.ndarray:
+        """A whole frame as uint8 (at least height, at least width, 3), see `Scaler.covering`."""
         with decoder_errors(self.path):
-            return self._scaler.picture(frame, height, width, crop)
+            return self._scaler.covering(frame, height, width)
 
-    def sample(
-        self,
-        times_s: Sequence[float],
-        height: int,
-        width: int,
-        crops: Sequence[tuple[float, float] | None] | None = None,
-    ) -> np.ndarray:
-        """The frames that are shown at `times_s`, as uint8 (T, height, width, 3) RGB.
+    def sample(self, times_s: Sequence[float], height: int, width: int) -> np.ndarray:
+        """The frames that are shown at `times_s`, see `frames_at`, as uint8 (T, height, width, 3) RGB.
 
-        The frame shown at t is the last one whose timestamp is not after t. `times_s` are seconds from the first
-        frame, in ascending order. The picture is turned as its metadata says, brought to square pixels, shrunk by
-        area averaging (enlarged bicubically) until it covers the target, and cropped: about its centre, or where
-        `crops`, one for each time, say (see `Scaler.picture`). An alpha channel is composited onto black; where the
-        decoder does not deliver one (VP8 and VP9) it is ignored. Grey and 10-bit pictures become 8-bit RGB without
-        tone mapping.
-
-        Decoding starts at the key frame before the first time and stops after the last. Raises VideoError where the
-        file ends too early, and ValueError for times that are not ascending.
+        The picture is turned as its metadata says, brought to square pixels, shrunk by area averaging (enlarged
+        bicubically) until it covers the target, and cropped about its centre. An alpha channel is composited onto
+        black; where the decoder does not deliver one (VP8 and VP9) it is ignored. Grey and 10-bit pictures become
+        8-bit RGB without tone mapping.
         """
-        times = _check_times(times_s, height, width).tolist()
+        times = _check_times(times_s, height, width)
         clip = np.empty((len(times), height, width, 3), np.uint8)
+        last = None
+        for k, frame in enumerate(self.frames_at(times)):
+            if frame is last:
+                clip[k] = clip[k - 1]
+            else:
+                clip[k] = cropped(self.covering(frame, height, width), height, width, None)
+            last = frame
+        return clip
+
+    def frames_at(self, times_s: Sequence[float] | np.ndarray) -> Iterator[av.VideoFrame]:
+        """The frame that is shown at each of `times_s`, seconds from the first frame, in ascending order.
+
+        The frame shown at t is the last one whose timestamp is not after t; one that is shown at several of the times
+        comes as often. Decoding starts at the key frame before the first time and stops after the last. Raises
+        VideoError where the file ends too early.
+        """
+        times = np.asarray(times_s, np.float64).tolist()
         if not times:
-            return clip
-
-        def show(frame: av.VideoFrame, first: int, end: int) -> int:
-            for k in range(first, end):
-                crop = None if crops is None else crops[k]
-                if k > first and (crops is None or crop == crops[k - 1]):
-                    clip[k] = clip[k - 1]
-                else:
-                    clip[k] = self._scaler.picture(frame, height, width, crop)
-            return max(first, end)
-
-        filled = 0
+            return
+        given = 0
         shown: av.VideoFrame | None = None
         shown_at = step = 0.0
+        for at, frame in self.frames(times[0]):
+            if shown is not None:
+                until = bisect_left(times, at - self.tolerance_s)
+                yield from repeat(shown, until - given)
+                given = max(given, until)
+                if given == len(times):
+                    return
+                step = at - shown_at
+            shown, shown_at = frame, at
+        assert shown is not None
         with decoder_errors(self.path):
-            for at, frame in self.frames(times[0]):
-                if shown is not None:
-                    filled = show(shown, filled, bisect_left(times, at - self.tolerance_s))
-                    if filled == len(times):
-                        return clip
-                    step = at - shown_at
-                shown, shown_at = frame, at
-            assert shown is not None
             end_s = shown_at + self.lasts_s(shown, step)
-            filled = show(shown, filled, bisect_left(times, end_s + self.tolerance_s))
-        if filled < len(times):
+        until = bisect_left(times, end_s + self.tolerance_s)
+        yield from repeat(shown, until - given)
+        if until < len(times):
             raise self.too_short(end_s, times[-1])
-        return clip
 
     def lasts_s(self, frame: av.VideoFrame, step_s: float) -> float:
         """Seconds for which the last frame is shown; `step_s`: from the one before it."""
@@ -255,7 +256,9 @@ def _timed_frames(
     at = -step
     for packet in container.demux(stream):
         if packet.is_corrupt:
-            where = "" if packet.pts is None else f" at {float(packet.pts * packet.time_base):.2f} s"
+            where = (
+                "" if packet.pts is None else f" at {max(0.0, float(packet.pts * packet.time_base)):.2f} s"
+            )
             raise VideoError(path, f"is cut short: its data breaks off{where}")
         for frame in packet.decode():
             at = at + step if frame.time is None else float(frame.time)
