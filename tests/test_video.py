@@ -6,14 +6,20 @@ import os
 import pickle
 import re
 import resource
+import struct
+import time
+from fractions import Fraction
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import video_files as vf
 from PIL import Image
 
-from pyoco_pipeline.data.video import VideoError, decode_frames, probe
+from pyoco_pipeline.data.media import unusable
+from pyoco_pipeline.data.pictures import Scaler
+from pyoco_pipeline.data.video import VideoError, _timed_frames, decode_frames, probe
 
 
 def test_the_frame_shown_at_a_time_is_the_last_one_not_after_it(tmp_path):
@@ -277,6 +283,36 @@ def test_damaged_bytes_never_raise_anything_else(tmp_path):
             probe(path)
         except VideoError:
             pass
+
+
+def test_a_file_of_millions_of_boxes_is_not_walked_to_its_end(tmp_path):
+    path = tmp_path / "v.mp4"
+    kind = struct.pack(">I4s16s", 24, b"ftyp", b"isom\0\0\2\0isommp42")
+    path.write_bytes(kind + struct.pack(">I4s", 8, b"free") * 3_000_000)
+    start = time.process_time()
+    assert "cut short" in unusable(path, "has no video stream").reason
+    assert time.process_time() - start < 0.3
+
+
+def test_a_file_that_needs_too_much_memory_says_so(tmp_path, monkeypatch):
+    def covering(*_: object) -> None:
+        raise MemoryError
+
+    path = vf.write_video(tmp_path / "v.mp4")
+    monkeypatch.setattr(Scaler, "covering", covering)
+    with pytest.raises(VideoError, match="needs more memory than there is"):
+        decode_frames(path, [0.0], 16, 16)
+
+
+def test_where_data_breaks_off_is_never_before_the_start(tmp_path, monkeypatch):
+    class Packet:
+        is_corrupt, pts, time_base = True, -30, Fraction(1, 90)
+
+    with vf.av.open(str(vf.write_video(tmp_path / "v.mp4"))) as container:
+        stream = container.streams.video[0]
+        demuxed = SimpleNamespace(demux=lambda _: [Packet()])
+        with pytest.raises(VideoError, match=r"breaks off at 0\.00 s"):
+            next(_timed_frames("v.mp4", demuxed, stream))
 
 
 def test_the_error_survives_a_trip_between_processes():

@@ -22,6 +22,7 @@ CONTAINERS = (
 )
 MAX_PIXELS = 1 << 26  # of one picture; 8K has 33 million. Beyond it a decoder's buffers would take gigabytes.
 MP4_BOXES = (b"ftyp", b"moov", b"mdat", b"free", b"skip", b"wide")  # that an mp4 or mov file begins with
+MAX_BOXES = 10_000  # that are looked at; a damaged file can hold millions
 
 
 class VideoError(Exception):
@@ -79,7 +80,9 @@ def decoder_errors(path: str | Path) -> Iterator[None]:
         yield
     except av.error.FFmpegError as error:
         raise unusable(path, f"cannot be decoded: {error.strerror}") from error
-    except (ValueError, ArithmeticError, MemoryError, struct.error) as error:
+    except MemoryError as error:
+        raise VideoError(path, "cannot be decoded: it needs more memory than there is") from error
+    except (ValueError, ArithmeticError, struct.error) as error:
         # Absurd sizes, times and side data of a damaged file surface as these.
         raise unusable(path, f"cannot be decoded: {error}") from error
 
@@ -122,7 +125,9 @@ def _is_cut_short(path: Path) -> bool:
         if head[4:8] not in MP4_BOXES:
             return False
         at, boxes = 0, set()
-        while at < size:
+        for _ in range(MAX_BOXES):
+            if at >= size:
+                return at > size or b"moov" not in boxes
             file.seek(at)
             header = file.read(16)
             if len(header) < 8:
@@ -134,4 +139,4 @@ def _is_cut_short(path: Path) -> bool:
                 return length != 0
             boxes.add(header[4:8])
             at += length
-        return at > size or b"moov" not in boxes
+        return b"moov" not in boxes
