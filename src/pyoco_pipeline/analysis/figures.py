@@ -11,7 +11,7 @@ from pyoco_pipeline.analysis.correlation import FrameCorrelation
 from pyoco_pipeline.analysis.fit import AlphaFit, Score
 from pyoco_pipeline.analysis.gaussianity import pixel_variance
 from pyoco_pipeline.noise import EMPIRICAL
-from pyoco_pipeline.reporting.figures import BLUE, GREEN, GREY, ORANGE, _figure, _png
+from pyoco_pipeline.reporting.figures import BLUE, GREEN, GREY, ORANGE, as_png, new_figure
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -33,7 +33,7 @@ def correlation_curves(
     by_channel: (C, T). fitted: by name of the family, (T,).
     """
     frames = np.arange(len(measured.correlation))
-    with _figure((6.4, 3.8), dark) as figure:
+    with new_figure((6.4, 3.8), dark) as figure:
         panel = figure.subplots()
         for number, values in enumerate(by_channel):
             panel.plot(
@@ -72,17 +72,17 @@ def correlation_curves(
         panel.set_ylabel("correlation of noise maps")
         panel.set_xticks(frames if len(frames) <= 16 else frames[:: len(frames) // 8])
         panel.legend(fontsize=8, frameon=False)
-        return _png(figure)
+        return as_png(figure)
 
 
 def alpha_profiles(fits: Mapping[str, AlphaFit], *, dark: bool = False) -> bytes:
     """Log-likelihood of every α below the best one's, with the bootstrap's interval as a band, a panel per family."""
-    with _figure((4.2 * len(fits), 3.2), dark) as figure:
+    with new_figure((4.2 * len(fits), 3.2), dark) as figure:
         panels = figure.subplots(1, len(fits), squeeze=False)[0]
         for panel, (name, fit) in zip(panels, fits.items(), strict=True):
             _profile(panel, name, fit)
         panels[0].set_ylabel("log-likelihood less the largest\n(nats per pixel of a clip)")
-        return _png(figure)
+        return as_png(figure)
 
 
 def _profile(panel: Axes, name: str, fit: AlphaFit) -> None:
@@ -104,7 +104,7 @@ def _profile(panel: Axes, name: str, fit: AlphaFit) -> None:
 
 def family_scores(scores: Mapping[str, Score], *, dark: bool = False) -> bytes:
     """How much less likely each family makes clips that it was not fitted to than the best one, ±2 standard errors."""
-    with _figure((6.0, 0.5 * len(scores) + 1.0), dark) as figure:
+    with new_figure((6.0, 0.5 * len(scores) + 1.0), dark) as figure:
         panel = figure.subplots()
         names = list(scores)
         panel.barh(
@@ -118,12 +118,12 @@ def family_scores(scores: Mapping[str, Score], *, dark: bool = False) -> bytes:
         )
         panel.invert_yaxis()
         panel.set_xlabel("log-likelihood behind the best (nats per pixel of a left-out clip)")
-        return _png(figure)
+        return as_png(figure)
 
 
 def value_distribution(maps: np.ndarray, *, dark: bool = False) -> bytes:
     """Histogram of all values of maps (N, T, C, H, W) beside N(0, 1), and the variance at each position."""
-    with _figure((8.4, 3.2), dark) as figure:
+    with new_figure((8.4, 3.2), dark) as figure:
         left, right = figure.subplots(1, 2, width_ratios=(1.5, 1))
         grid, std = np.linspace(-4.5, 4.5, 181), float(maps.std(dtype=np.float64))
         left.hist(
@@ -147,7 +147,7 @@ def value_distribution(maps: np.ndarray, *, dark: bool = False) -> bytes:
         right.set_xticks([])
         right.set_yticks([])
         figure.colorbar(image, ax=right, fraction=0.046, pad=0.04).outline.set_visible(False)
-        return _png(figure)
+        return as_png(figure)
 
 
 def plane_pictures(planes: Mapping[str, tuple[np.ndarray, np.ndarray]], *, dark: bool = False) -> bytes:
@@ -155,7 +155,7 @@ def plane_pictures(planes: Mapping[str, tuple[np.ndarray, np.ndarray]], *, dark:
     from matplotlib import colormaps
 
     palette = colormaps["tab20"].colors  # type: ignore[attr-defined]
-    with _figure((3.1 * len(planes), 3.3), dark) as figure:
+    with new_figure((3.1 * len(planes), 3.3), dark) as figure:
         panels = figure.subplots(1, len(planes), squeeze=False)[0]
         for panel, (title, (clips, reference)) in zip(panels, planes.items(), strict=True):
             panel.scatter(*reference.T, s=7, color=GREY, alpha=0.45, linewidth=0)
@@ -166,4 +166,4 @@ def plane_pictures(planes: Mapping[str, tuple[np.ndarray, np.ndarray]], *, dark:
             panel.set_title(title, loc="left", fontsize=9)
             panel.set_xticks([])
             panel.set_yticks([])
-        return _png(figure)
+        return as_png(figure)

@@ -158,7 +158,7 @@ def open_image_denoiser(
             f"{embeddings.dim}: run `pretrain_image` anew, or set ingest.text_encoder back."
         )
     network = FrameByFrame(model)
-    if network._patch(sample_channels(store)) == 0:
+    if network.patch_for(sample_channels(store)) == 0:
         raise UserError(
             f"the image model in {folder} takes {model.config['in_channels']} channels, {store.folder} holds clips of "
             f"{sample_channels(store)}: run `pretrain_image` anew for these clips."

@@ -55,7 +55,7 @@ class FrameByFrame(nn.Module):
         batch, _, frames = x.shape[:3]
         return_dict = cond.pop("return_dict", True)
         images = x.transpose(1, 2).flatten(0, 1)
-        patch = self._patch(x.shape[1])
+        patch = self.patch_for(x.shape[1])
         if patch == 0:
             raise UserError(
                 f"the network takes {self.image_model.conv_in.in_channels} channels, the clips have {x.shape[1]}: give "
@@ -68,7 +68,7 @@ class FrameByFrame(nn.Module):
         video = out.unflatten(0, (batch, frames)).transpose(1, 2)
         return UNet2DOutput(sample=video) if return_dict else (video,)
 
-    def _patch(self, channels: int) -> int:
+    def patch_for(self, channels: int) -> int:
         """The side of the blocks of pixels that are positions; 0 where none fits so many channels."""
         if self._is_hinted:  # its conv_in takes channels that it makes of the hint
             return 1

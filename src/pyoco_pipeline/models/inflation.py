@@ -155,7 +155,7 @@ class VideoUNet(FrameByFrame):
         wide = x if concat is None else torch.cat((x, concat.to(x.dtype)), dim=1)
         takes = self.image_model.conv_in.in_channels
         missing = concat is None and self.options.concat_channels > 0
-        if not self._is_hinted and (missing or self._patch(wide.shape[1]) == 0):
+        if not self._is_hinted and (missing or self.patch_for(wide.shape[1]) == 0):
             raise UserError(
                 f"the network takes {takes} channels, x has {x.shape[1]} and concat "
                 f"{0 if concat is None else concat.shape[1]}: give both as it was inflated (inflate.concat_channels="

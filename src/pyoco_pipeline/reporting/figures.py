@@ -34,13 +34,13 @@ def loss_curves(history: Iterable[Mapping[str, Any]], *, dark: bool = False) -> 
         raise ValueError("the history holds no finite loss")
     columns = min(len(stages), 3)
     rows = -(-len(stages) // columns)
-    with _figure((4.6 * columns, 2.9 * rows), dark) as figure:
+    with new_figure((4.6 * columns, 2.9 * rows), dark) as figure:
         panels = list(figure.subplots(rows, columns, squeeze=False).flat)
         for panel in panels[len(stages) :]:
             panel.set_axis_off()
         for panel, (stage, points) in zip(panels, stages.items(), strict=False):
             _loss_panel(panel, stage, np.array(sorted(points)), _DARK_BLUE if dark else BLUE)
-        return _png(figure)
+        return as_png(figure)
 
 
 def _loss_panel(panel: Axes, stage: str, points: np.ndarray, colour: str) -> None:
@@ -66,7 +66,7 @@ def smoothed(values: np.ndarray) -> np.ndarray:
 
 def noise_covariance(matrix: np.ndarray, title: str, *, dark: bool = False) -> bytes:
     """A heat map of the noise covariance (T, T) between the frames of one clip."""
-    with _figure((4.2, 3.6), dark) as figure:
+    with new_figure((4.2, 3.6), dark) as figure:
         panel = figure.subplots()
         image = panel.imshow(matrix, cmap="cividis", vmin=min(0.0, float(np.min(matrix))), vmax=1.0)
         panel.set_title(title, loc="left")
@@ -80,12 +80,13 @@ def noise_covariance(matrix: np.ndarray, title: str, *, dark: bool = False) -> b
             for (row, column), value in np.ndenumerate(matrix):
                 shade = "#101418" if value > 0.6 else "#ffffff"
                 panel.text(column, row, f"{value:.2f}", ha="center", va="center", fontsize=7, color=shade)
-        return _png(figure)
+        return as_png(figure)
 
 
 def metric_bars(metrics: Mapping[str, Any], *, dark: bool = False) -> bytes:
-    """Each metric beside what real clips score (`floor` or `real`), a panel per metric.
+    """Each metric, with its interval where it has one, beside what real clips score (`floor` or `real`).
 
+    A panel per metric.
     metrics: metrics.json or its `metrics` part; entries without a number are left out.
     Raises ValueError when no entry is left.
     """
@@ -95,7 +96,7 @@ def metric_bars(metrics: Mapping[str, Any], *, dark: bool = False) -> bytes:
         raise ValueError("there is no metric with a value")
     columns = 2 if len(bars) in (2, 4) else min(len(bars), 3)
     rows = -(-len(bars) // columns)
-    with _figure((4.0 * columns, 1.5 * rows), dark) as figure:
+    with new_figure((4.0 * columns, 1.5 * rows), dark) as figure:
         panels = list(figure.subplots(rows, columns, squeeze=False).flat)
         for panel in panels[len(bars) :]:
             panel.set_axis_off()
@@ -107,7 +108,9 @@ def metric_bars(metrics: Mapping[str, Any], *, dark: bool = False) -> bytes:
             ]
             values = [item["value"], *([item[reference]] if reference else [])]
             _metric_panel(panel, name, labels, values, [_DARK_BLUE if dark else BLUE, GREY])
-        return _png(figure)
+            if item.get("interval"):
+                _draw_interval(panel, item["value"], item["interval"], (_DARK if dark else _LIGHT)["ink"])
+        return as_png(figure)
 
 
 def _metric_panel(
@@ -124,12 +127,21 @@ def _metric_panel(
     panel.tick_params(length=0)
 
 
+def _draw_interval(panel: Axes, value: float, interval: Mapping[str, float], colour: str) -> None:
+    low, high = interval["low"], interval["high"]
+    reach = [[max(value - low, 0.0)], [max(high - value, 0.0)]]
+    panel.errorbar([value], [0], xerr=reach, fmt="none", ecolor=colour, elinewidth=1.4, capsize=4)
+    for label in panel.texts[:1]:  # of the bar, which would lie on the line
+        label.set_x(4)
+        label.xy = (high, 0)
+
+
 def _is_number(value: object) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool) and bool(np.isfinite(value))
 
 
 @contextmanager
-def _figure(size_inches: tuple[float, float], dark: bool) -> Iterator[Figure]:
+def new_figure(size_inches: tuple[float, float], dark: bool) -> Iterator[Figure]:
     """A figure in the report's light or dark colours that belongs to no window system."""
     import matplotlib as mpl
     from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -168,7 +180,8 @@ def _figure(size_inches: tuple[float, float], dark: bool) -> Iterator[Figure]:
         yield figure
 
 
-def _png(figure: Figure) -> bytes:
+def as_png(figure: Figure) -> bytes:
+    """A figure as a PNG file."""
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=160)
     return buffer.getvalue()
