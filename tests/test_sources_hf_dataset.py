@@ -43,13 +43,17 @@ def contents(data: HFDatasetSource) -> list[bytes]:
     return found
 
 
-def test_parquet_files_name_their_splits_and_hold_the_files(tmp_path):
+def test_parquet_files_name_their_splits_and_hold_the_files(tmp_path, caplog):
     for name, captions in {"train-00000-of-00001": ["a", "b"], "validation-00000-of-00001": ["c"],
                            "test-00000-of-00001": ["d"]}.items():  # fmt: skip
         write(tmp_path / "data" / f"{name}.parquet", captions)
     table = source(tmp_path).captions().set_index("caption")
     assert table["split"].to_dict() == {"a": "train", "b": "train", "c": "train", "d": "test"}
     assert set(source(tmp_path, validate_split="drop").captions()["caption"]) == {"a", "b", "d"}
+    assert (
+        "1 validation rows are left out (validate_split): data/validation-00000-of-00001.parquet"
+        in caplog.text
+    )
     data = source(tmp_path)
     assert contents(data) == [text.encode() for text in data.captions()["caption"]]
     with data.local_file(table["path"]["b"]) as file:
@@ -188,8 +192,8 @@ def saved(captions: list[str]):
     return datasets.Dataset.from_dict({"image": pictures, "caption": captions}, features=features)
 
 
-def images(root) -> HFDatasetSource:
-    return source(root, media_column="image", media="image")
+def images(root, **changes) -> HFDatasetSource:
+    return source(root, media_column="image", media="image", **changes)
 
 
 def test_a_saved_dataset_gives_its_pictures_undecoded(tmp_path):
@@ -205,13 +209,15 @@ def test_a_saved_dataset_gives_its_pictures_undecoded(tmp_path):
         pass
 
 
-def test_a_saved_dataset_dict_has_official_splits(tmp_path):
+def test_a_saved_dataset_dict_has_official_splits(tmp_path, caplog):
     datasets = pytest.importorskip("datasets")
     parts = datasets.DatasetDict(train=saved(["a", "b"]), validation=saved(["c"]), test=saved(["d"]))
     parts.save_to_disk(tmp_path / "d")
     table = images(tmp_path / "d").captions()
     assert table["path"].tolist() == ["train#0", "train#1", "validation#0", "test#0"]
     assert table["split"].tolist() == ["train", "train", "train", "test"]
+    images(tmp_path / "d", validate_split="drop").captions()
+    assert "1 validation rows are left out (validate_split): validation" in caplog.text
     with pytest.raises(VideoError, match="does not exist"), images(tmp_path / "d").local_file("other#0"):
         pass
     with pytest.raises(VideoError, match="is not a row"), images(tmp_path / "d").local_file("../d/test#0"):

@@ -90,6 +90,14 @@ def test_two_spellings_of_a_file_are_one_path_in_one_split(tmp_path):
     assert set(table.groupby("path")["split"].nunique()) == {1}
 
 
+def test_a_list_of_captions_is_a_row_each(files, caplog):
+    rows(caption=[["a red ball", "a ball"], ["gone", "lost"], []]).to_parquet(files / "00000.parquet")
+    table = LaionSource(files).captions()
+    assert table["caption"].tolist() == ["a red ball", "a ball", None]
+    assert table["path"].tolist() == ["00000/000000000.jpg"] * 2 + ["00000/000000002.jpg"]
+    assert "1 of 3 rows" in caplog.text
+
+
 def test_addresses_alone_are_never_fetched(tmp_path):
     pd.DataFrame({"URL": ["http://a/1.jpg"], "TEXT": ["x"]}).to_parquet(tmp_path / "part-00000.parquet")
     with pytest.raises(

@@ -82,6 +82,13 @@ def test_validation_clips_go_where_they_are_sent(root, validate, expected):
     assert splits == {"video0": "train", "video7010": "test", "video7011": "test"}
 
 
+def test_validation_clips_that_are_left_out_are_counted(root, caplog):
+    MSRVTTSource(root).captions()
+    assert not caplog.records
+    MSRVTTSource(root, validate_split="drop").captions()
+    assert "1 validation clips below" in caplog.text
+
+
 def test_whole_original_videos_are_cut_at_the_annotated_times(root):
     table = MSRVTTSource(root, originals=True).captions()
     assert set(table["start"]) == {137.72}

@@ -57,6 +57,16 @@ def test_a_listed_file_that_is_absent_is_said(root):
     assert UCF101Source(root).captions()["path_problem"].tolist() == ["", "", "", "does not exist"]
 
 
+def test_files_in_no_list_are_counted(root, caplog):
+    UCF101Source(root).captions()
+    assert not caplog.records
+    for name in ("v_ApplyEyeMakeup_g02_c01.avi", "v_ApplyEyeMakeup_g02_c02.avi"):
+        (root / "UCF-101/ApplyEyeMakeup" / name).write_bytes(b"x")
+    assert len(UCF101Source(root).captions()) == 4
+    assert "2 files below" in caplog.text
+    assert "one is UCF-101/ApplyEyeMakeup/v_ApplyEyeMakeup_g02_c01.avi" in caplog.text
+
+
 @pytest.mark.parametrize(
     ("name", "expected"),
     [("ApplyEyeMakeup", "apply eye makeup"), ("YoYo", "yo yo"), ("CleanAndJerk", "clean and jerk"),

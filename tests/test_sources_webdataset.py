@@ -90,7 +90,7 @@ def test_names_in_another_encoding_are_samples_apart(tmp_path):
     assert [content.decode()[:4] for content in contents(source)] == ["café", "cafè", "d/d/"]
 
 
-def test_members_that_are_no_samples_are_passed_over(tmp_path):
+def test_members_that_are_no_samples_are_counted_and_passed_over(tmp_path, caplog):
     path = write_tar(
         tmp_path / "a.tar", {"__meta__": b"x", "README": b"x", "dir.d/1.mp4": b"m", "dir.d/1.txt": b"c"}
     )
@@ -103,6 +103,8 @@ def test_members_that_are_no_samples_are_passed_over(tmp_path):
         archive.addfile(folder)
     table = WebDatasetSource(tmp_path).captions()
     assert table["key"].tolist() == ["dir.d/1"]
+    assert "2 members of tars below" in caplog.text
+    assert "one is a.tar#README" in caplog.text
 
 
 def test_a_sample_whose_caption_is_absent_blank_or_no_json_has_none(tmp_path):

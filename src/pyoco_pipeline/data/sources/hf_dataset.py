@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from functools import lru_cache
 from pathlib import Path, PurePosixPath
@@ -28,6 +29,8 @@ from pyoco_pipeline.data.sources.tables import read_json
 from pyoco_pipeline.data.storage import ABSENT, remote_errors
 from pyoco_pipeline.data.video import VideoError
 from pyoco_pipeline.errors import UserError
+
+logger = logging.getLogger(__name__)
 
 _SPLIT_NAME = re.compile(r"(train|test|validation|valid|validate|val|dev)(?=[-_.0-9]|$)")
 _SAVED_ROW = re.compile(r"(?P<part>[^#]*)#(?P<row>\d+)")
@@ -68,6 +71,7 @@ class HFDatasetSource(StoredSource):
         saved = self._saved_parts()
         tables = saved if saved is not None else self._parquet_parts()
         splits = self._splits(list(tables))
+        self._say_left_out({part: table for part, table in tables.items() if part not in splits})
         paths, captions, parts, names = [], [], [], []
         for part in splits:
             table = tables[part] if saved is not None else self._parquet_columns(part)
@@ -131,6 +135,14 @@ class HFDatasetSource(StoredSource):
                 f"{self.storage} has only a validation split, and validate_split=drop leaves it out."
             )
         return splits if "test" in splits.values() else dict.fromkeys(splits)
+
+    def _say_left_out(self, tables: Mapping[str, pa.Table | None]) -> None:
+        if tables:
+            rows = sum(
+                parquet.num_rows(self.storage, part) if table is None else table.num_rows
+                for part, table in tables.items()
+            )
+            logger.warning("%d validation rows are left out (validate_split): %s", rows, ", ".join(tables))
 
     def _parquet_parts(self) -> dict[str, None]:
         found = self.storage.glob("**/*.parquet")

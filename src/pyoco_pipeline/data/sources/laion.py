@@ -32,7 +32,7 @@ class LaionSource(StoredSource):
     """Captioned images (or videos) that Parquet tables list or hold; nothing is fetched from the web.
 
     tables: patterns of the tables below `root`
-    caption_column: None: the first of CAPTION_COLUMNS that a table has
+    caption_column: text, or lists of text: each is then a row; None: the first of CAPTION_COLUMNS that a table has
     bytes_column: holds the files themselves (`output_format=parquet`); None: one of BYTES_COLUMNS, if there
     path_column: paths below `root`; None: <table without .parquet>/<key>.<extension> (`output_format=files`)
     test_share: of the files, chosen by a hash of the path
@@ -63,7 +63,7 @@ class LaionSource(StoredSource):
         self.test_share = check_share(test_share)
 
     def captions(self) -> pd.DataFrame:
-        """One row per downloaded row of the tables, in the order of their names.
+        """A row for every downloaded row of the tables and caption, in the order of the tables' names.
 
         Raises UserError where no table fits, and for a table that can't be read, has no caption, or has neither
         bytes nor paths nor keys.
@@ -74,17 +74,18 @@ class LaionSource(StoredSource):
             raise UserError(f"No table below {self.storage} fits {', '.join(map(repr, self.tables))}.")
         paths: list[str] = []
         captions: list[str | None] = []
-        listed = 0
+        listed = downloaded = 0
         for name in found:
-            for done, path, caption in self._rows(name):
+            for done, path, texts in self._rows(name):
                 listed += 1
+                downloaded += done
                 if done:
-                    paths.append(path)
-                    captions.append(caption)
-        if listed > len(paths):
+                    paths += [path] * len(texts)
+                    captions += texts
+        if listed > downloaded:
             logger.warning(
                 "%d of %d rows below %s were not downloaded (their status is not success); they are left out",
-                listed - len(paths),
+                listed - downloaded,
                 listed,
                 self.storage,
             )
@@ -107,8 +108,8 @@ class LaionSource(StoredSource):
         with parquet.media_file(self.storage, value, path, self.max_bytes) as file:
             yield file
 
-    def _rows(self, name: str) -> Iterator[tuple[bool, str, str | None]]:
-        """(whether it was downloaded, path, caption) of each row of a table."""
+    def _rows(self, name: str) -> Iterator[tuple[bool, str, list[str | None]]]:
+        """(whether it was downloaded, path, captions) of each row of a table."""
         location = self.storage.full(name)
         schema = parquet.read_schema(self.storage, name)
         caption_column = self.caption_column or _first(schema, CAPTION_COLUMNS)
@@ -128,7 +129,7 @@ class LaionSource(StoredSource):
         ]
         table = parquet.read_columns(self.storage, name, wanted)
         place = f"{location}, column {caption_column},"
-        captions = [texts[0] for texts in parquet.caption_lists(table.column(caption_column), place)]
+        captions = parquet.caption_lists(table.column(caption_column), place)
         return zip(_downloaded(table), self._paths(name, table, source), captions, strict=True)
 
     def _paths(self, name: str, table: pa.Table, source: str | None) -> list[str]:

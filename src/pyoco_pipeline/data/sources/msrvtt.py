@@ -6,6 +6,7 @@ are already cut to that: loaders in use read video<N>.mp4 from its first frame t
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -24,6 +25,8 @@ from pyoco_pipeline.data.sources.base import (
 )
 from pyoco_pipeline.data.sources.tables import read_json, read_lines, read_table
 from pyoco_pipeline.errors import UserError
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass
@@ -87,6 +90,11 @@ class MSRVTTSource(StoredSource):
         rows = [
             (video, sentence) for video in videos.values() if video.split for sentence in self._chosen(video)
         ]
+        left_out = sum(video.split is None for video in videos.values())
+        if left_out:
+            logger.warning(
+                "%d validation clips below %s are left out (validate_split)", left_out, self.storage
+            )
         paths, problems = self._paths(videos)
         return captions_table(
             [paths[video.id] for video, _ in rows],

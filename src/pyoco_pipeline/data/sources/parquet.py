@@ -42,6 +42,12 @@ def read_schema(storage: Storage, name: str) -> pa.Schema:
         return file.schema_arrow
 
 
+def num_rows(storage: Storage, name: str) -> int:
+    """How many rows a table has; UserError where it can't be read."""
+    with _readable(storage, name) as file:
+        return int(file.metadata.num_rows)
+
+
 @lru_cache(maxsize=64)
 def _schema(root: str, name: str, stamp: object) -> pa.Schema:
     return read_schema(Storage(root), name)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import re
 from pathlib import Path
 
@@ -11,6 +12,8 @@ from pyoco_pipeline.data.sources.base import StoredSource, as_text, captions_tab
 from pyoco_pipeline.data.sources.tables import read_lines, read_table
 from pyoco_pipeline.errors import UserError
 
+logger = logging.getLogger(__name__)
+
 
 class UCF101Source(StoredSource):
     """The 13,320 videos of 101 classes, with a class's name or prompts as captions.
@@ -18,7 +21,7 @@ class UCF101Source(StoredSource):
     `root` holds `videos`/<Class>/v_<Class>_gNN_cNN.avi, and in the folder `lists` classInd.txt, trainlist0N.txt and
     testlist0N.txt. Clips of one group gNN are cut from one longer video, so a group is in one split only.
 
-    split: 1, 2 or 3, which of the official splits; a file that it does not list is not used
+    split: 1, 2 or 3, which of the official splits; files that it does not list are counted in the log and not used
     prompts_file: a table with the columns class and caption, one or more rows a class, below `root` or absolute;
         None: the name of the class in words, "ApplyEyeMakeup" as "apply eye makeup"
     """
@@ -61,6 +64,15 @@ class UCF101Source(StoredSource):
         prompts = self._prompts(labels)
         paths = [f"{self.videos}/{name}" for name, _ in listed]
         files = self.storage.locate_all(paths)
+        unlisted = set(self.storage.glob(f"{self.videos}/*/v_*")).difference(paths)
+        if unlisted:
+            logger.warning(
+                "%d files below %s are in no list of split %d and are not used; one is %s",
+                len(unlisted),
+                self.storage.full(self.videos),
+                self.split,
+                min(unlisted),
+            )
         classes = [name.split("/")[0] for name, _ in listed]
         rows = [(k, caption) for k, name in enumerate(classes) for caption in prompts[name]]
         return captions_table(

@@ -8,6 +8,7 @@ members only the captions; the path of a row says where in the tar its file begi
 from __future__ import annotations
 
 import json
+import logging
 import re
 import tarfile
 from collections.abc import Iterator, Sequence
@@ -29,6 +30,8 @@ from pyoco_pipeline.data.sources.base import (
 from pyoco_pipeline.data.storage import remote_errors
 from pyoco_pipeline.data.video import VideoError
 from pyoco_pipeline.errors import UserError
+
+logger = logging.getLogger(__name__)
 
 EXTENSIONS: dict[Media, tuple[str, ...]] = {
     "video": ("mp4", "webm", "mkv", "mov", "avi", "m4v", "gif"),
@@ -87,15 +90,23 @@ class WebDatasetSource(StoredSource):
         self.check_root("the tars")
         tests = set(self._tars(self.test_shards))
         rows = []
+        others: list[str] = []
         for tar in sorted(tests.union(self._tars(self.shards))):
             split = "test" if tar in tests else "train"
-            for sample in self._samples(tar):
+            for sample in self._samples(tar, others):
                 name = f"{tar}/{sample.key}"
                 if not tests:
                     split = split_by_hash(name, self.test_share)
                 member, start, size = sample.media or (sample.key, 0, 0)
                 path = f"{tar}#{member}@{start}+{size}" if member else tar
                 rows.append((path, sample, split))
+        if others:
+            logger.warning(
+                "%d members of tars below %s are no files <key>.<extension> and are passed over; one is %s",
+                len(others),
+                self.storage,
+                others[0],
+            )
         if not rows:
             raise UserError(f"The tars below {self.storage} hold no samples; give others.")
         return captions_table(
@@ -145,8 +156,11 @@ class WebDatasetSource(StoredSource):
     def _matching(self, pattern: str) -> list[str]:
         return self.storage.glob(pattern) if re.search(r"[*?\[]", pattern) else [pattern]
 
-    def _samples(self, tar: str) -> Iterator[_Sample]:
-        """Consecutive members of one key are a sample; what is damaged becomes a sample with a problem."""
+    def _samples(self, tar: str, others: list[str]) -> Iterator[_Sample]:
+        """Consecutive members of one key are a sample; what is damaged becomes a sample with a problem.
+
+        others: gets the members that can't be of a sample.
+        """
         sample: _Sample | None = None
         problem = ""
         try:
@@ -155,6 +169,9 @@ class WebDatasetSource(StoredSource):
                 remote_errors(self.storage.full(tar)),
             ):
                 for key, extension, member, archive in _members(file):
+                    if not key:
+                        others.append(f"{tar}#{member.name}")
+                        continue
                     if sample is not None and sample.key != key:
                         yield self._judged(sample)
                         sample = None
@@ -204,15 +221,20 @@ class WebDatasetSource(StoredSource):
 
 
 def _members(file: BinaryIO) -> Iterator[tuple[str, str, tarfile.TarInfo, tarfile.TarFile]]:
-    """(key, extension in small letters, member, its archive) of the regular files of a tar."""
+    """(key, extension in small letters, member, its archive) of a tar's members; no key: of no sample.
+
+    Folders and WebDataset's own members, such as __index__, are none.
+    """
     # Names in another encoding than UTF-8 stay apart as "caf\\xe9", which any file can hold.
     archive = tarfile.open(fileobj=file, mode="r:", errors="backslashreplace")  # noqa: SIM115
     while (member := archive.next()) is not None:
         archive.members = []  # type: ignore[attr-defined]  # else it keeps all headers
         found = re.fullmatch(r"((?:.*/)?[^./]+)\.([^/]+)", member.name)
         regular = member.type in (tarfile.REGTYPE, tarfile.AREGTYPE) and not member.issparse()
-        if found and regular and not re.match(r"__[^/]*__($|/)", member.name):
-            yield found.group(1), found.group(2).lower(), member, archive
+        if member.isdir() or re.match(r"__[^/]*__($|/)", member.name):
+            continue
+        key, extension = (found.group(1), found.group(2).lower()) if found and regular else ("", "")
+        yield key, extension, member, archive
 
 
 def expand_braces(pattern: str) -> list[str]:
