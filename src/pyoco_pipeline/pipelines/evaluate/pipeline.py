@@ -10,7 +10,7 @@ def create_pipeline(**_: object) -> Pipeline:
         [
             Node(
                 score_clips,
-                inputs=["params:evaluate", "generated_clips", "clips"],
+                inputs=["params:evaluate", "generated_clips", "clips", "reference_statistics"],
                 outputs="metrics",
                 name="score_clips",
             )
