@@ -186,7 +186,8 @@ def _embedding(output: Any) -> Any:
 
 def _luma(video: np.ndarray) -> np.ndarray:
     """uint8 (T, H, W)."""
-    return (((video.astype(np.uint16) * _LUMA).sum(-1, dtype=np.uint16) + 128) >> 8).astype(np.uint8)
+    red, green, blue = (video[..., channel] * weight for channel, weight in enumerate(_LUMA))
+    return ((red + green + blue + np.uint16(128)) >> 8).astype(np.uint8)
 
 
 def _letterbox(luma: np.ndarray) -> float:
@@ -200,12 +201,12 @@ def _letterbox(luma: np.ndarray) -> float:
 
 def _averaged(luma: np.ndarray) -> np.ndarray:
     """int64 (T, _GRID, _GRID): means of the areas, in 16ths of a grey level; small pictures are repeated."""
-    sums, area = luma.astype(np.int64), np.ones((1, 1), np.int64)
+    sums, area = luma, np.ones((1, 1), np.int64)
     for axis in (1, 2):
         size = luma.shape[axis]
         edges = np.arange(_GRID) * size // _GRID
         counts = np.maximum(1, np.diff(np.append(edges, size)))
-        sums = np.add.reduceat(sums, edges, axis=axis)
+        sums = np.add.reduceat(sums, edges, axis=axis, dtype=np.int64)
         area = area * (counts[:, None] if axis == 1 else counts[None, :])
     return sums * 16 // area
 
