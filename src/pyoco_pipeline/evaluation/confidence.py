@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
+from threadpoolctl import threadpool_limits
 
 from pyoco_pipeline.evaluation.frechet import Gaussian
 from pyoco_pipeline.evaluation.statistics import FeatureStatistics
@@ -50,10 +51,13 @@ def bootstrap_interval(
     target = Gaussian(real.mean, real.covariance(ddof))
     rng = np.random.default_rng(seed)
     value = _distance(target, generated, ddof)
-    resampled = [
-        _distance(target, generated[rng.integers(len(generated), size=len(generated))], ddof)
-        for _ in range(num)
-    ]
+    with threadpool_limits(
+        1, user_api="blas"
+    ):  # as in frechet.py; here also for small dimensions, for all at once
+        resampled = [
+            _distance(target, generated[rng.integers(len(generated), size=len(generated))], ddof)
+            for _ in range(num)
+        ]
     tails = (1 - CONFIDENCE) / 2
     low, high = np.quantile(np.array(resampled) - np.mean(resampled), (tails, 1 - tails))
     return Interval(max(0.0, float(value + low)), float(value + high), CONFIDENCE, num)

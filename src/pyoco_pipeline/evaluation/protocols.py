@@ -51,7 +51,7 @@ class Protocol:
             raise UserError(
                 f"{said}: add {asked - found:,}, or set evaluate.allow_fewer, which marks the metric's name."
             )
-        return f"{said}: values are not comparable with published ones, which fall with the count"
+        return f"{said}: values depend on the count, so these are not comparable with published ones"
 
 
 _I3D = ("fvd_i3d_torchscript", "kvd_i3d_torchscript", "fvd_i3d_tats", "kvd_i3d_tats")

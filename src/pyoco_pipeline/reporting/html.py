@@ -46,6 +46,8 @@ _METRIC_KINDS = (
     ("is_", "Inception score", "higher is better"),
     ("clipsim", "Frame-to-caption similarity", "higher is better"),
     ("temporal_consistency", "Similarity of neighbouring frames", "closest to real is best"),
+    ("frame_consistency", "Similarity of neighbouring frames", "closest to real is best"),
+    ("motion_magnitude", "Change between neighbouring frames, in grey levels", "closest to real is best"),
 )
 
 
@@ -137,7 +139,7 @@ def _metrics(metrics: Mapping[str, Any] | None) -> str:
     return section("metrics", _SECTIONS["metrics"], body, lead)
 
 
-_PROVENANCE = ("seed", "reference_sha256", "generated_sha256")
+_PROVENANCE = ("protocol", "seed", "reference_sha256", "generated_sha256")
 
 
 def _provenance(items: Mapping[str, Any]) -> str:
@@ -159,6 +161,15 @@ def _metric_row(name: str, item: Mapping[str, Any]) -> list[str]:
     spread = item.get("standard_error", item.get("standard_deviation"))
     if spread:
         value += f' <span class="muted">± {number(spread)}</span>'
+    if item.get("interval"):
+        low, high, share = (item["interval"][key] for key in ("low", "high", "confidence"))
+        value += f' <span class="muted">{number(low)} to {number(high)} ({share:.0%})</span>'
+    if item.get("extrapolated"):
+        limit = item["extrapolated"]
+        value += (
+            f' <span class="muted">{number(limit["value"])} ± {number(limit["standard_error"])} at infinitely many '
+            "clips</span>"
+        )
     if item.get("floor") is not None:
         real = f'{number(item["floor"])} <span class="muted">floor</span>'
     else:
