@@ -9,7 +9,7 @@ import hashlib
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from itertools import islice
+from itertools import groupby, islice
 from pathlib import Path
 from typing import Any, Literal
 
@@ -90,7 +90,7 @@ class _Pictures:
         self._video, self._size, self._crop = video, size, crop
         self._last: av.VideoFrame | None = None
         self._pictures: list[np.ndarray] = []
-        self._grids: list[np.ndarray] = []
+        self._wholes: list[np.ndarray] = []
 
     def __len__(self) -> int:
         return len(self._pictures)
@@ -98,15 +98,18 @@ class _Pictures:
     def add(self, frame: av.VideoFrame) -> None:
         if frame is self._last:  # shown at several times
             self._pictures.append(self._pictures[-1])
-            self._grids.append(self._grids[-1])
+            self._wholes.append(self._wholes[-1])
             return
         self._last = frame
         whole = self._video.covering(frame, *self._size)
         self._pictures.append(np.ascontiguousarray(cropped(whole, *self._size, self._crop)))
-        self._grids.append(picture_grid(whole[None])[0])
+        self._wholes.append(whole)
 
     def cut(self, scene: int, fps: float | None, times_s: list[float]) -> _Cut:
-        return _Cut(scene, fps, times_s, np.stack(self._pictures), grid_hash(np.stack(self._grids)))
+        # Of all pictures at once, which is faster; those of a file may differ in size.
+        sizes = groupby(self._wholes, key=lambda whole: whole.shape)
+        grids = np.concatenate([picture_grid(np.stack(list(same))) for _, same in sizes])
+        return _Cut(scene, fps, times_s, np.stack(self._pictures), grid_hash(grids))
 
 
 def cut_video(path: Path, segment: Mapping[Any, Any], options: CutOptions) -> list[Clip]:
