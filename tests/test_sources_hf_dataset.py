@@ -14,6 +14,7 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
+from pyoco_pipeline.data.sources import parquet
 from pyoco_pipeline.data.sources.hf_dataset import HFDatasetSource
 from pyoco_pipeline.data.video import VideoError
 from pyoco_pipeline.errors import UserError
@@ -69,6 +70,18 @@ def test_rows_are_found_in_any_order_and_row_group(tmp_path):
             assert file.read_bytes() == str(k).encode()
     with pytest.raises(VideoError, match="has changed since"), data.local_file("0.parquet#50"):
         pass
+
+
+def test_much_media_in_one_row_group_is_said(tmp_path, monkeypatch, caplog):
+    monkeypatch.setattr(parquet, "LARGE_GROUP_BYTES", 20_000)
+    files = [{"bytes": bytes(np.random.default_rng(k).bytes(200)), "path": None} for k in range(150)]
+    write(tmp_path / "0.parquet", ["x"] * 150, files, row_group_size=parquet.SMALL_GROUP_ROWS)
+    source(tmp_path).captions()
+    assert not caplog.records
+    write(tmp_path / "0.parquet", ["x"] * 150, files)
+    source(tmp_path).captions()
+    assert "0.parquet has 150 rows with 0 MB of video in one row group" in caplog.text
+    assert "row_group_size=100" in caplog.text
 
 
 def test_a_table_that_is_written_anew_is_read_anew(tmp_path):

@@ -7,6 +7,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
+from pyoco_pipeline.data.sources import parquet
 from pyoco_pipeline.data.sources.laion import LaionSource
 from pyoco_pipeline.data.video import VideoError
 from pyoco_pipeline.errors import UserError
@@ -63,6 +64,18 @@ def test_a_table_may_hold_the_files(tmp_path):
         pass
     with pytest.raises(VideoError, match="does not exist"), source.local_file("00001.parquet#1"):
         pass
+
+
+def test_much_media_in_one_row_group_is_said(tmp_path, monkeypatch, caplog):
+    monkeypatch.setattr(parquet, "LARGE_GROUP_BYTES", 20_000)
+    images = [bytes([k]) * 200 for k in range(150)]
+    table = pd.DataFrame({"caption": ["x"] * 150, "jpg": images})
+    table.to_parquet(tmp_path / "00000.parquet", row_group_size=100, compression=None)
+    LaionSource(tmp_path).captions()
+    assert not caplog.records
+    table.to_parquet(tmp_path / "00000.parquet", compression=None)
+    LaionSource(tmp_path).captions()
+    assert "00000.parquet has 150 rows with 0 MB of jpg in one row group" in caplog.text
 
 
 def test_a_table_may_name_the_files(tmp_path):

@@ -72,6 +72,8 @@ class HFDatasetSource(StoredSource):
         tables = saved if saved is not None else self._parquet_parts()
         splits = self._splits(list(tables))
         self._say_left_out({part: table for part, table in tables.items() if part not in splits})
+        if saved is None:  # one tool wrote all
+            parquet.warn_of_large_groups(self.storage, next(iter(splits)), self.media_column)
         paths, captions, parts, names = [], [], [], []
         for part in splits:
             table = tables[part] if saved is not None else self._parquet_columns(part)

@@ -74,6 +74,7 @@ class LaionSource(StoredSource):
             raise UserError(f"No table below {self.storage} fits {', '.join(map(repr, self.tables))}.")
         paths: list[str] = []
         captions: list[str | None] = []
+        self._warn_of_large_groups(next(iter(found)))
         listed = downloaded = 0
         for name in found:
             for done, path, texts in self._rows(name):
@@ -107,6 +108,11 @@ class LaionSource(StoredSource):
             value = parquet.read_cell(self.storage, cell[0], column, cell[1])
         with parquet.media_file(self.storage, value, path, self.max_bytes) as file:
             yield file
+
+    def _warn_of_large_groups(self, name: str) -> None:
+        column = self._bytes_column(parquet.read_schema(self.storage, name))
+        if column is not None:
+            parquet.warn_of_large_groups(self.storage, name, column)
 
     def _rows(self, name: str) -> Iterator[tuple[bool, str, list[str | None]]]:
         """(whether it was downloaded, path, captions) of each row of a table."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import re
 from collections.abc import Iterator, Sequence
@@ -20,7 +21,11 @@ from pyoco_pipeline.data.storage import Storage, remote_errors
 from pyoco_pipeline.data.video import VideoError
 from pyoco_pipeline.errors import UserError
 
+logger = logging.getLogger(__name__)
+
 ROWS_AT_ONCE = 8  # cells with media that are in memory at a time
+SMALL_GROUP_ROWS = 100  # what `datasets` writes into a row group of media
+LARGE_GROUP_BYTES = 256_000_000
 
 _CELL = re.compile(r"(?P<table>.+\.parquet)#(?P<row>\d+)")
 
@@ -46,6 +51,28 @@ def num_rows(storage: Storage, name: str) -> int:
     """How many rows a table has; UserError where it can't be read."""
     with _readable(storage, name) as file:
         return int(file.metadata.num_rows)
+
+
+def warn_of_large_groups(storage: Storage, name: str, column: str) -> None:
+    """Says so where much media lies in one row group: each worker reads one from its beginning."""
+    with _readable(storage, name) as file:
+        groups = [file.metadata.row_group(k) for k in range(file.num_row_groups)]
+    for group in groups:
+        chunks = (group.column(k) for k in range(group.num_columns))
+        size = sum(
+            chunk.total_compressed_size for chunk in chunks if chunk.path_in_schema.split(".")[0] == column
+        )
+        if group.num_rows > SMALL_GROUP_ROWS and size > LARGE_GROUP_BYTES:
+            logger.warning(
+                "%s has %d rows with %d MB of %s in one row group, which every worker reads from its beginning to its "
+                "own rows; write such tables with row_group_size=%d",
+                storage.full(name),
+                group.num_rows,
+                size // 10**6,
+                column,
+                SMALL_GROUP_ROWS,
+            )
+            return
 
 
 @lru_cache(maxsize=64)
