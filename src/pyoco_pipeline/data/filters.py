@@ -116,7 +116,9 @@ def grid_hash(grid: np.ndarray) -> int:
     frames = len(grid)
     rows = _cosines(_GRID, 10)
     times = _cosines(frames, 3 if frames > 1 else 1)
-    transformed = rows @ np.tensordot(times, grid, axes=1) @ rows.T
+    # Whole numbers below 2^53 are exact as floats, whose products are faster; the last ones may be larger.
+    parts = rows.astype(np.float64) @ np.tensordot(times.astype(np.float64), grid.astype(np.float64), axes=1)
+    transformed = parts.astype(np.int64) @ rows.T
     chosen = np.array([transformed[index] for index in _frequencies(frames > 1)])
     bound = int(_DEAD_ZONE * 16 * frames * _GRID**2 * 256**2) * 256
     return int("".join("1" if value > bound else "0" for value in chosen), 2)
@@ -201,14 +203,18 @@ def _letterbox(luma: np.ndarray) -> float:
 
 def _averaged(luma: np.ndarray) -> np.ndarray:
     """int64 (T, _GRID, _GRID): means of the areas, in 16ths of a grey level; small pictures are repeated."""
-    sums, area = luma, np.ones((1, 1), np.int64)
-    for axis in (1, 2):
-        size = luma.shape[axis]
-        edges = np.arange(_GRID) * size // _GRID
-        counts = np.maximum(1, np.diff(np.append(edges, size)))
-        sums = np.add.reduceat(sums, edges, axis=axis, dtype=np.int64)
-        area = area * (counts[:, None] if axis == 1 else counts[None, :])
-    return sums * 16 // area
+    down, right = (_areas(size) for size in luma.shape[1:])
+    sums = down @ luma.astype(np.float64) @ right.T  # of whole numbers, so exact in any order
+    return np.floor(sums * 16 / np.outer(down.sum(1), right.sum(1))).astype(np.int64)
+
+
+@cache
+def _areas(size: int) -> np.ndarray:
+    """float64 (_GRID, size) of ones: which of the rows, or columns, belong to each of the grid's."""
+    starts = np.arange(_GRID) * size // _GRID
+    ends = np.maximum(starts + 1, np.append(starts[1:], size))
+    places = np.arange(size)
+    return ((starts[:, None] <= places) & (places < ends[:, None])).astype(np.float64)
 
 
 @cache
