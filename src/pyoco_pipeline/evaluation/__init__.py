@@ -6,9 +6,10 @@ from typing import Any
 _HOMES = {
     "FeatureStatistics": "pyoco_pipeline.evaluation.statistics",
     "evaluate_clips": "pyoco_pipeline.evaluation.evaluate",
+    "evaluate_folders": "pyoco_pipeline.evaluation.evaluate",
     "frechet_distance": "pyoco_pipeline.evaluation.frechet",
 }
-__all__ = ["FeatureStatistics", "evaluate_clips", "frechet_distance"]
+__all__ = ["FeatureStatistics", "evaluate_clips", "evaluate_folders", "frechet_distance"]
 
 
 def __getattr__(name: str) -> Any:

@@ -131,9 +131,8 @@ def _draw_interval(panel: Axes, value: float, interval: Mapping[str, float], col
     low, high = interval["low"], interval["high"]
     reach = [[max(value - low, 0.0)], [max(high - value, 0.0)]]
     panel.errorbar([value], [0], xerr=reach, fmt="none", ecolor=colour, elinewidth=1.4, capsize=4)
-    for label in panel.texts[:1]:  # of the bar, which would lie on the line
-        label.set_x(4)
-        label.xy = (high, 0)
+    label: Any = panel.texts[0]  # of the bar, on which the line would lie
+    label.xy = (max(value, high), 0)
 
 
 def _is_number(value: object) -> bool:
