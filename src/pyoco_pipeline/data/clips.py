@@ -353,17 +353,6 @@ class ClipStore:
         return (Path(self.folder) / name).read_text(encoding="utf-8")
 
     def _remote(self) -> Any:
-        import fsspec
+        from pyoco_pipeline.data.storage import filesystem
 
-        protocol = str(self.folder).split("://", 1)[0]
-        try:
-            return fsspec.filesystem(protocol)
-        except ImportError as error:
-            raise UserError(
-                f"{self.folder} needs a package that is not installed ({error}): "
-                f'pip install -e ".[{"s3" if protocol == "s3" else protocol}]".'
-            ) from error
-        except ValueError as error:
-            raise UserError(
-                f"{self.folder} is at an address of an unknown kind, {protocol}://: {error}."
-            ) from error
+        return filesystem(str(self.folder))

@@ -124,10 +124,9 @@ def training_store(clips: Path | str, latents: Path | str) -> ClipStore:
 def _says_none(latents: Path | str) -> bool:
     if "://" not in str(latents):
         return (Path(latents) / _NONE).is_file()
-    from fsspec.core import url_to_fs
+    from pyoco_pipeline.data.storage import filesystem
 
-    files, path = url_to_fs(f"{latents}/{_NONE}")
-    return bool(files.isfile(path))
+    return bool(filesystem(str(latents)).isfile(f"{latents}/{_NONE}"))
 
 
 def autoencoder_sha256(store: ClipStore) -> str | None:
@@ -169,11 +168,10 @@ def _local_folder(store: ClipStore, name: str) -> Iterator[Path]:
     if not store.is_remote:
         yield Path(store.folder) / name
         return
-    from fsspec.core import url_to_fs
+    from pyoco_pipeline.data.storage import filesystem
 
-    files, root = url_to_fs(f"{store.folder}/{name}")
     with TemporaryDirectory() as aside:
-        files.get(root, str(Path(aside) / name), recursive=True)
+        filesystem(str(store.folder)).get(f"{store.folder}/{name}", str(Path(aside) / name), recursive=True)
         yield Path(aside) / name
 
 

@@ -84,10 +84,9 @@ class FolderDataset(AbstractDataset[FolderWriter, Path | str]):
 
     def _exists(self) -> bool:
         if self._url is not None:
-            from fsspec.core import url_to_fs
+            from pyoco_pipeline.data.storage import filesystem
 
-            files, path = url_to_fs(self._url)
-            return bool(files.isdir(path))
+            return bool(filesystem(self._url).isdir(self._url))
         self._recover()
         return self._filepath.is_dir()
 
