@@ -42,9 +42,6 @@ class GroupReader:
         self.store, self.groups, self.keep = store, groups, keep
         self._threads = ThreadPoolExecutor(threads, thread_name_prefix="clips")
         self._read: OrderedDict[int, Future[np.ndarray]] = OrderedDict()
-        self._free: dict[
-            tuple[int, ...], list[np.ndarray]
-        ] = {}  # memory of groups let go of, by the shape of a clip
 
     def read(self, groups: np.ndarray, rows: np.ndarray) -> Tensor:
         """Clips (N, T, H, W, C), all of one size, in the store's dtype: row rows[i] of group groups[i]."""
@@ -81,11 +78,8 @@ class GroupReader:
         kept = sum(self.groups[group].rows for group in self._read)
         while kept > self.keep and len(self._read) > 1:
             group, reading = self._read.popitem(last=False)
+            reading.cancel()
             kept -= self.groups[group].rows
-            if not reading.cancel() and reading.exception() is None:
-                memory = reading.result().base  # of the view of its first rows
-                assert memory is not None
-                self._free.setdefault(memory.shape[1:], []).append(memory)
 
     def _load(self, number: int) -> np.ndarray:
         group = self.groups[number]
@@ -93,21 +87,9 @@ class GroupReader:
         with self.store.open_shard(group.shard) as file:
             column = file.read_row_group(group.index, columns=["video"], use_threads=False)["video"]
         dtype, shape = np.dtype(self.store.manifest.dtype), self.store.clip_shape(group.shard)
-        videos = self._memory(shape, group.shard.group_rows, dtype)[: group.rows]
-        first = 0
+        parts = []
         for chunk in column.chunks:
             width = chunk.type.byte_width
             data = np.frombuffer(chunk.buffers()[1], np.uint8, len(chunk) * width, chunk.offset * width)
-            videos[first : first + len(chunk)] = data.view(dtype).reshape(-1, *shape)
-            first += len(chunk)
-        return videos
-
-    def _memory(self, shape: tuple[int, ...], rows: int, dtype: np.dtype) -> np.ndarray:
-        # Memory that was in use before: fresh pages cost more than reading into old ones.
-        try:
-            memory = self._free[shape].pop()  # several threads take from it
-        except (KeyError, IndexError):
-            return np.empty((rows, *shape), dtype)
-        if len(memory) >= rows:
-            return memory
-        return np.empty((rows, *shape), dtype)
+            parts.append(data.view(dtype).reshape(-1, *shape))
+        return parts[0] if len(parts) == 1 else np.concatenate(parts)
