@@ -1,10 +1,16 @@
 """Fixtures that several test files share."""
 
+import signal
+
 import pytest
 import tiny
 import torch
 
 torch.set_num_threads(1)  # the networks of the tests are so small that threads only wait for each other
+
+
+# A shell that runs the tests in the background ignores Ctrl-C for them, and so would every process that they start.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(scope="session")
