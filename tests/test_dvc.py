@@ -71,7 +71,9 @@ def test_a_stage_makes_and_needs_what_the_catalog_says(
     made = paths(pipeline.all_outputs(), catalog, project)
     beside = {
         "ingest": {"data/02_intermediate/captions.html"},  # the validator's page
-        "evaluate": {"data/05_model_input/reference_statistics"},  # a work folder whose content is worth keeping
+        "evaluate": {
+            "data/05_model_input/reference_statistics"
+        },  # a work folder whose content is worth keeping
     }.get(stage, set())
     assert outputs(stage) == made | beside
     assert paths(pipeline.inputs(), catalog, project) <= set(STAGES[stage]["deps"])
