@@ -46,7 +46,7 @@ PROBLEMS = {
     "./sub//other.mp4": "",
     "../outside.mp4": "is outside the data root",
     "sub/../../outside.mp4": "is outside the data root",
-    "/etc/passwd": "is outside the data root",
+    "/etc/passwd": "is outside the data root",  # pragma: allowlist secret
     "s3://bucket/good.mp4": "is outside the data root",
     "file:///etc/passwd": "is outside the data root",  # pragma: allowlist secret
     "none.mp4": "does not exist",
