@@ -69,12 +69,7 @@ def test_a_stage_makes_and_needs_what_the_catalog_says(
     pipelines, catalog, project = described
     pipeline = pipelines[stage]
     made = paths(pipeline.all_outputs(), catalog, project)
-    beside = {
-        "ingest": {"data/02_intermediate/captions.html"},  # the validator's page
-        "evaluate": {
-            "data/05_model_input/reference_statistics"
-        },  # a work folder whose content is worth keeping
-    }.get(stage, set())
+    beside = {"data/02_intermediate/captions.html"} if stage == "ingest" else set()  # the validator's page
     assert outputs(stage) == made | beside
     assert paths(pipeline.inputs(), catalog, project) <= set(STAGES[stage]["deps"])
 
