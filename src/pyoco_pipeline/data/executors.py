@@ -8,7 +8,7 @@ import queue
 import reprlib
 import threading
 from collections.abc import Callable, Generator, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from itertools import islice
 from typing import Any, Literal, TypeVar
 
@@ -156,6 +156,10 @@ def _connected(address: str | None, workers: int | None) -> Iterator[Any]:
         yield ray
         return
     if address == "local":
+        with suppress(ImportError):  # Ray reads the variable at import, which may have been before it was set
+            from ray._private import ray_constants
+
+            ray_constants.ENABLE_RAY_CLUSTER = False
         _init_ray(address, num_cpus=workers or _cores(), object_store_memory=OBJECT_STORE_BYTES)
     else:
         _check_cluster(address)
