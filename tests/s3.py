@@ -25,6 +25,7 @@ def s3_server(bucket: str) -> Iterator[str]:
     }
     before = {name: os.environ.get(name) for name in given}
     os.environ.update(given)
+    _forget_connections()
     try:
         import boto3
 
@@ -33,4 +34,11 @@ def s3_server(bucket: str) -> Iterator[str]:
     finally:
         for name, value in before.items():
             os.environ.pop(name) if value is None else os.environ.__setitem__(name, value)
+        _forget_connections()
         server.stop()
+
+
+def _forget_connections() -> None:
+    """A process keeps its connection to a store; the next server of the tests has another address."""
+    s3fs = pytest.importorskip("s3fs")
+    s3fs.S3FileSystem.clear_instance_cache()
