@@ -27,7 +27,15 @@ from pyoco_pipeline.data.executors import run_tasks
 from pyoco_pipeline.data.filters import duplicates
 from pyoco_pipeline.data.ingest_html import write_report
 from pyoco_pipeline.data.segments import Segment
-from pyoco_pipeline.data.tasks import Source, Task, TaskOptions, TaskRecord, read_record, run_task
+from pyoco_pipeline.data.tasks import (
+    FileSource,
+    RenderedSource,
+    Task,
+    TaskOptions,
+    TaskRecord,
+    read_record,
+    run_task,
+)
 from pyoco_pipeline.errors import UserError
 
 logger = logging.getLogger(__name__)
@@ -53,7 +61,11 @@ class IngestOptions:
 
 
 def ingest_clips(
-    folder: Path, work: Path, sources: Sequence[Source], captions: pd.DataFrame, options: IngestOptions
+    folder: Path,
+    work: Path,
+    sources: Sequence[FileSource | RenderedSource],
+    captions: pd.DataFrame,
+    options: IngestOptions,
 ) -> Manifest:
     """Cut the clips of all rows of `captions` and put them into `folder`.
 
@@ -89,7 +101,7 @@ def _forget(work: Path) -> None:
 
 
 def plan_tasks(
-    sources: Sequence[Source], captions: pd.DataFrame, options: IngestOptions, work: Path
+    sources: Sequence[FileSource | RenderedSource], captions: pd.DataFrame, options: IngestOptions, work: Path
 ) -> list[Task]:
     """The tasks of a table: rows of one file and segment become one segment with several captions."""
     blocks: dict[tuple[int, str], list[Segment]] = {}
@@ -103,7 +115,7 @@ def plan_tasks(
             start,
             end,
             row["split"],
-            row["row_id"] if _is_drawn(sources[place]) else None,
+            row["row_id"] if isinstance(sources[place], RenderedSource) else None,  # each is drawn anew
         )
         caption = "" if pd.isna(row["caption"]) else str(row["caption"])
         if key in known:
@@ -123,26 +135,21 @@ def plan_tasks(
     return tasks
 
 
-def _is_drawn(source: Source) -> bool:
-    return not hasattr(source, "local_file")
-
-
 def _run(tasks: Sequence[Task], options: IngestOptions) -> None:
-    work = tasks[0].work if tasks else None
-    if work is None:
+    if not tasks:
         raise UserError("no caption is left to make a clip of: look at the captions' report, and mend them.")
+    work = tasks[0].work
     work.mkdir(parents=True, exist_ok=True)
-    keys = {task.key: task for task in tasks}
+    keys = {task.key for task in tasks}
     for leftover in work.iterdir():  # of other data or settings, or of a killed run
         if leftover.name not in keys:
             shutil.rmtree(leftover) if leftover.is_dir() else leftover.unlink()
-    todo = [task for task in tasks if read_record(task) is None]
+    records = [read_record(task) for task in tasks]
+    todo = [task for task, record in zip(tasks, records, strict=True) if record is None]
     if len(todo) < len(tasks):
         logger.info("ingest: %d of %d tasks are done already", len(tasks) - len(todo), len(tasks))
-    total, bad = sum(len(task.segments) for task in tasks), 0
-    for task in tasks:
-        record = read_record(task)
-        bad += len(record.quarantine) if record else 0
+    total = sum(len(task.segments) for task in tasks)
+    bad = sum(len(record.quarantine) for record in records if record)
     results = run_tasks(
         run_task,
         todo,
@@ -156,8 +163,7 @@ def _run(tasks: Sequence[Task], options: IngestOptions) -> None:
             for _, (segments, quarantined) in results:
                 bar.update(segments)
                 bad += quarantined
-                if bad > 1 and bad > options.max_bad_share * total:
-                    raise _too_many(tasks, total, options)
+                _check_share(bad, total, tasks, options)
     finally:
         results.close()
 
@@ -166,8 +172,7 @@ def _finish(folder: Path, tasks: Sequence[Task], options: IngestOptions, num_row
     records = [_record(task) for task in tasks]
     total = sum(record.segments for record in records)
     bad = sum(len(record.quarantine) for record in records)
-    if bad > 1 and bad > options.max_bad_share * total:
-        raise _too_many(tasks, total, options)
+    _check_share(bad, total, tasks, options)
     if not any(record.clips for record in records):
         raise UserError(
             f"{_unread(records, total)}, and no clip is left of {total} segments. {_first(records)} Mend them, or give "
@@ -307,12 +312,14 @@ def _reason_class(reason: str) -> str:
     return re.sub(r"\d[\d.,]*", "N", reason)
 
 
-def _too_many(tasks: Sequence[Task], total: int, options: IngestOptions) -> UserError:
-    records = [record for task in tasks if (record := read_record(task))]
-    return UserError(
-        f"{_unread(records, total)}, more than the share {options.max_bad_share:g} of ingest.max_bad_share. "
-        f"{_first(records)} Mend or drop them, or raise the share."
-    )
+def _check_share(bad: int, total: int, tasks: Sequence[Task], options: IngestOptions) -> None:
+    """UserError where too many segments are bad; one alone never is."""
+    if bad > max(1, options.max_bad_share * total):
+        records = [record for task in tasks if (record := read_record(task))]
+        raise UserError(
+            f"{_unread(records, total)}, more than the share {options.max_bad_share:g} of ingest.max_bad_share. "
+            f"{_first(records)} Mend or drop them, or raise the share."
+        )
 
 
 def _unread(records: Sequence[TaskRecord], total: int) -> str:

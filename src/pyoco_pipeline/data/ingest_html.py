@@ -95,17 +95,13 @@ def _picture(frame: np.ndarray) -> str:
 
 
 def _scores(store: ClipStore) -> str:
-    import pyarrow.compute as pc
-
-    charts = []
-    for name in SCORES:
-        values = []
-        for shard in store.shards():
-            with store.open_shard(shard) as file:
-                values.append(pc.drop_null(file.read(columns=[name])[name]).to_numpy())
-        found = np.concatenate(values) if values else np.empty(0)
-        if len(found):
-            charts.append(_histogram(name, found))
+    values: dict[str, list[np.ndarray]] = {name: [] for name in SCORES}
+    for shard in store.shards():
+        with store.open_shard(shard) as file:
+            table = file.read(columns=list(SCORES))
+        for name, parts in values.items():
+            parts.append(table[name].drop_null().to_numpy())
+    charts = [_histogram(name, np.concatenate(v)) for name, v in values.items() if sum(map(len, v))]
     if not charts:
         return ""
     return f'<h2>Scores of the clips kept</h2><div class="scores">{"".join(charts)}</div>'

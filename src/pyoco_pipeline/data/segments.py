@@ -11,9 +11,8 @@ from pyoco_pipeline.data.clips import Clip
 from pyoco_pipeline.data.cutting import CutOptions, cut_image, cut_video
 from pyoco_pipeline.data.filters import perceptual_hash, score
 
-Segment = dict[
-    str, Any
-]  # row_id, path, start, end, split, captions: list[str], and the other columns of its first row
+# row_id, path, start, end, split, captions: list[str], and the other columns of its first row.
+Segment = dict[str, Any]
 
 
 class MediaFiles(Protocol):

@@ -42,7 +42,6 @@ class Source(Protocol):
     def captions(self) -> pd.DataFrame: ...
 
 
-@runtime_checkable
 class FileSource(Source, MediaFiles, Protocol):
     """Rows of media files."""
 
@@ -77,7 +76,7 @@ class Task:
     number: int
     split: str
     is_image: bool
-    source: Source
+    source: FileSource | RenderedSource
     segments: tuple[Segment, ...]
     options: TaskOptions
     work: Path
@@ -225,7 +224,7 @@ def _write(task: Task, folder: Path) -> TaskRecord:
 def _clips(task: Task) -> Iterator[list[Clip] | VideoError | IsolationError]:
     """Per segment its clips, or why there are none."""
     source, options = task.source, task.options
-    if isinstance(source, RenderedSource) and not isinstance(source, FileSource):
+    if isinstance(source, RenderedSource):
         for clips in source.read(task.segments):
             yield [scored(clip) for clip in clips]
         return
