@@ -2,6 +2,7 @@
 
 import signal
 
+import numpy as np
 import pytest
 import tiny
 import torch
@@ -11,6 +12,13 @@ torch.set_num_threads(1)  # the networks of the tests are so small that threads 
 
 # A shell that runs the tests in the background ignores Ctrl-C for them, and so would every process that they start.
 signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+@pytest.fixture(autouse=True)
+def global_seed():
+    """Every test draws the same numbers whatever ran before it."""
+    torch.manual_seed(0)
+    np.random.seed(0)
 
 
 @pytest.fixture(scope="session")

@@ -55,8 +55,8 @@ def test_a_frame_is_encoded_as_the_mean_and_deviation_of_diffusers_posterior() -
         with torch.no_grad():
             posterior = vae.encode(frame(video, t)).latent_dist
         mean, std = moments[0, t].permute(2, 0, 1).chunk(2)
-        torch.testing.assert_close(mean, posterior.mean[0], atol=1e-6, rtol=1e-6)
-        torch.testing.assert_close(std, posterior.std[0], atol=1e-6, rtol=1e-6)
+        torch.testing.assert_close(mean, posterior.mean[0], atol=1e-5, rtol=1e-5)
+        torch.testing.assert_close(std, posterior.std[0], atol=1e-5, rtol=1e-5)
 
 
 def test_encoding_twice_is_the_same_bit_for_bit() -> None:
@@ -70,10 +70,10 @@ def test_slices_of_frames_are_as_all_frames_at_once(slice_frames: int) -> None:
     whole, sliced = Autoencoder(vae, slice_frames=100), Autoencoder(vae, slice_frames=slice_frames)
     latents = torch.randn(2, 4, 5, 4, 6)
 
-    torch.testing.assert_close(sliced.encode(pixels()), whole.encode(pixels()), atol=1e-6, rtol=0)
+    torch.testing.assert_close(sliced.encode(pixels()), whole.encode(pixels()), atol=1e-5, rtol=0)
     decoded = sliced.decode(latents)
     assert decoded.shape == (2, 3, 5, 8, 12)
-    torch.testing.assert_close(decoded, whole.decode(latents), atol=1e-6, rtol=0)
+    torch.testing.assert_close(decoded, whole.decode(latents), atol=1e-5, rtol=0)
 
 
 @pytest.mark.parametrize(("size", "at_once"), [(64, 64), (512, 1), (1024, 1)])
@@ -114,7 +114,7 @@ def test_latents_are_drawn_and_scaled_as_in_diffusers_pipelines(config: dict[str
     theirs = img2img_latents(vae, frame(video), torch.Generator().manual_seed(3))
     ours = to_latents(autoencoder.encode(video), torch.Generator().manual_seed(3), autoencoder.scaling)
 
-    torch.testing.assert_close(ours[:, :, 0], theirs, atol=1e-6, rtol=1e-5)
+    torch.testing.assert_close(ours[:, :, 0], theirs, atol=1e-5, rtol=1e-5)
 
 
 @pytest.mark.parametrize("config", SCALINGS.values(), ids=SCALINGS)

@@ -122,7 +122,7 @@ def test_recomputing_activations_gives_the_same_gradients(name):
         if theirs.grad is None:
             assert ours.grad is None, path
         else:
-            torch.testing.assert_close(ours.grad, theirs.grad, atol=1e-6, rtol=1e-5, msg=path)
+            torch.testing.assert_close(ours.grad, theirs.grad, atol=1e-5, rtol=1e-5, msg=path)
     assert kept[recomputing] < 0.6 * kept[plain]
 
 
@@ -136,7 +136,7 @@ def test_recomputing_repeats_the_dropout_of_the_forward_pass():
         model(clips(model.image_model, 3), TIMESTEP, **cond).sample.square().mean().backward()
 
     for ours, theirs in zip(recomputing.parameters(), plain.parameters(), strict=True):
-        torch.testing.assert_close(ours.grad, theirs.grad, atol=1e-6, rtol=1e-5)
+        torch.testing.assert_close(ours.grad, theirs.grad, atol=1e-5, rtol=1e-5)
 
 
 def test_settings_of_the_pipeline_are_the_options_of_inflation():

@@ -191,7 +191,7 @@ def test_the_image_stage_recomputes_too():
         model(clips(model.image_model, 1), TIMESTEP, **text_condition(2)).sample.square().mean().backward()
 
     for ours, theirs in zip(recomputing.parameters(), plain.parameters(), strict=True):
-        torch.testing.assert_close(ours.grad, theirs.grad, atol=1e-6, rtol=1e-5)
+        torch.testing.assert_close(ours.grad, theirs.grad, atol=1e-5, rtol=1e-5)
 
 
 @torch.no_grad()

@@ -324,7 +324,7 @@ def test_channels_last_gives_the_same_gradients_behind_frozen_layers(part, frame
 
     assert gradients[0].keys() == gradients[1].keys()
     for name, gradient in gradients[0].items():
-        torch.testing.assert_close(gradients[1][name], gradient, atol=1e-6, rtol=1e-4)
+        torch.testing.assert_close(gradients[1][name], gradient, atol=1e-5, rtol=1e-4)
 
 
 def test_a_run_that_trains_another_part_is_another_run(digits_store, digits_embeddings, tmp_path):
@@ -353,4 +353,4 @@ def test_recomputing_does_not_change_what_a_stage_learns(digits_store, digits_em
         weights.append(model.state_dict())
 
     for key, value in weights[0].items():
-        torch.testing.assert_close(weights[1][key], value, atol=1e-6, rtol=1e-5)
+        torch.testing.assert_close(weights[1][key], value, atol=1e-5, rtol=1e-5)
