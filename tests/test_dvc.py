@@ -18,8 +18,20 @@ from projects import REPOSITORY, inside, make_project
 
 from pyoco_pipeline.datasets import WorkFolderDataset
 from pyoco_pipeline.pipeline_registry import SPINE, register_pipelines
+from pyoco_pipeline.pipelines import stages as cascade
 
-STAGES: dict[str, Any] = yaml.safe_load((REPOSITORY / "dvc.yaml").read_text())["stages"]
+WRITTEN: dict[str, Any] = yaml.safe_load((REPOSITORY / "dvc.yaml").read_text())["stages"]
+CASCADE = [f"finetune_video@{stage}" for stage in cascade.STAGES]  # DVC's names of a matrix
+ALL = [name for stage in SPINE for name in (CASCADE if stage == "finetune_video" else [stage])]
+
+
+def expanded(stage: str) -> Any:
+    """A stage as DVC reads it, with its place in the matrix put in."""
+    name, _, item = stage.partition("@")
+    return yaml.safe_load(yaml.safe_dump(WRITTEN[name]).replace("${item.stage}", item))
+
+
+STAGES: dict[str, Any] = {stage: expanded(stage) for stage in ALL}
 
 
 def outputs(stage: str) -> set[str]:
@@ -57,34 +69,44 @@ def paths(names: set[str], catalog: Any, project: Path) -> set[str]:
 
 
 def test_the_stages_are_the_spine_in_its_order() -> None:
-    assert tuple(STAGES) == SPINE
+    assert tuple(WRITTEN) == SPINE
+    assert WRITTEN["finetune_video"]["matrix"] == {"stage": list(cascade.STAGES)}
     for name, stage in STAGES.items():
-        assert stage["cmd"] == f"kedro run --pipelines {name}"
+        pipeline, _, namespace = name.partition("@")
+        only = f" --namespaces {namespace}" if namespace else ""
+        assert stage["cmd"] == f"kedro run --pipelines {pipeline}{only}"
 
 
-@pytest.mark.parametrize("stage", SPINE)
+@pytest.mark.parametrize("stage", ALL)
 def test_a_stage_makes_and_needs_what_the_catalog_says(
     described: tuple[dict[str, Pipeline], Any, Path], stage: str
 ) -> None:
     pipelines, catalog, project = described
-    pipeline = pipelines[stage]
+    name, _, namespace = stage.partition("@")
+    pipeline = pipelines[name].filter(node_namespaces=[namespace] if namespace else None)
     made = paths(pipeline.all_outputs(), catalog, project)
     beside = {"data/02_intermediate/captions.html"} if stage == "ingest" else set()  # the validator's page
     assert outputs(stage) == made | beside
     assert paths(pipeline.inputs(), catalog, project) <= set(STAGES[stage]["deps"])
 
 
-@pytest.mark.parametrize("stage", SPINE)
+@pytest.mark.parametrize("stage", ALL)
 def test_the_code_and_parameters_of_a_stage_exist(stage: str) -> None:
     parameters = [next(iter(entry)) for entry in STAGES[stage]["params"]]
-    assert parameters == [f"conf/base/parameters_{stage}.yml"]
+    pipeline = stage.partition("@")[0]
+    assert parameters[0] == f"conf/base/parameters_{pipeline}.yml"
     kept = [path for path in STAGES[stage]["deps"] if not path.startswith("data/")] + parameters
     assert [path for path in kept if not (REPOSITORY / path).exists()] == []
-    assert f"src/pyoco_pipeline/pipelines/{stage}" in kept
+    assert f"src/pyoco_pipeline/pipelines/{pipeline}" in kept
 
 
 def test_alpha_matters_from_fine_tuning_on() -> None:
-    assert downstream("finetune_video") == {"finetune_video", "generate", "evaluate", "report"}
+    assert downstream("finetune_video@base") == {"finetune_video@base", "generate", "evaluate", "report"}
+
+
+def test_a_stage_of_the_cascade_is_trained_anew_without_the_others() -> None:
+    for stage in CASCADE:
+        assert downstream(stage) == {stage, "generate", "evaluate", "report"}
 
 
 @pytest.fixture(scope="module")
@@ -129,7 +151,8 @@ STAND_IN = """#!{python}
 import json, sys, uuid
 from pathlib import Path
 
-stage = sys.argv[-1]
+arguments = sys.argv[sys.argv.index("--pipelines") + 1 :]
+stage = "@".join([arguments[0], *arguments[2:]])
 with Path("ran.txt").open("a") as log:
     log.write(stage + "\\n")
 for path in json.loads(Path("bin/outputs.json").read_text())[stage]:
@@ -141,7 +164,7 @@ for path in json.loads(Path("bin/outputs.json").read_text())[stage]:
 
 @pytest.mark.slow
 def test_a_first_reproduction_runs_the_whole_method_once(reproduced: Path) -> None:
-    assert (reproduced / "ran.txt").read_text().split() == list(SPINE)
+    assert (reproduced / "ran.txt").read_text().split() == ALL
     assert changed(reproduced) == set()
 
 
@@ -152,10 +175,10 @@ def test_another_alpha_makes_fine_tuning_and_what_follows_anew_and_nothing_befor
     assert default.count("alpha: 2.0") == 1
     file.write_text(default.replace("alpha: 2.0", "alpha: 1.0"))
     (reproduced / "ran.txt").unlink()
-    assert changed(reproduced) == {"finetune_video"}
+    assert changed(reproduced) == {"finetune_video@base"}
     dvc(reproduced, "repro", "-q")
     assert (reproduced / "ran.txt").read_text().split() == [
-        "finetune_video",
+        "finetune_video@base",
         "generate",
         "evaluate",
         "report",

@@ -278,9 +278,8 @@ def test_a_cosine_schedule_needs_no_ends() -> None:
 def test_training_draws_only_noise_levels_that_the_network_knows() -> None:
     known = Discrete("epsilon", **SD)
     objective = Objective(MixedNoise(1.0), SigmaSettings(mean=0.0, std=5.0), parametrisation=known)
-    sigma, _ = objective.draw(
-        torch.Size((4000, 1, 1, 1, 1)), torch.device("cpu"), torch.Generator().manual_seed(0)
-    )
+    shape, draw = torch.Size((4000, 1, 1, 1, 1)), torch.Generator().manual_seed(0)
+    sigma = objective.draw(shape, torch.device("cpu"), draw).sigma
     low, high = known.sigma_limits
     assert low <= sigma.min() < 0.04
     assert 13 < sigma.max() <= high

@@ -165,11 +165,26 @@ class UNetSettings(Settings):
         return self
 
 
+class ClipShapeSettings(Settings):
+    """Frames and size of clips; None: those of the whole."""
+
+    frames: Positive | None = None
+    height: Positive | None = None
+    width: Positive | None = None
+
+    def shape(self) -> tuple[int | None, int | None, int | None]:
+        """(frames, height, width)."""
+        return self.frames, self.height, self.width
+
+
 class PretrainImageSettings(Settings):
     """The image model: where its weights come from and how they are trained on."""
 
     init: str  # shipped | scratch | a diffusers folder
     unet: UNetSettings  # used by scratch
+    clip: ClipShapeSettings | None = (
+        None  # size of the frames, smaller by area than ingested; None: as they are
+    )
     # What the network predicts; None: what its folder says (stage.json, scheduler/), and EDM for scratch.
     parametrisation: ParametrisationSettings | None = None
     sigma: SigmaSettings = SigmaSettings()
@@ -215,11 +230,50 @@ class LoraSettings(Settings):
     alpha: float = Field(8.0, gt=0, allow_inf_nan=False)
 
 
+class FramesConditionSettings(Settings):
+    """A stage that is given some frames: temporal interpolation, prediction, in-painting in time."""
+
+    kind: Literal["frames"]
+    key_stride: int = Field(ge=2)  # of interpolation: the given frames are key_stride apart
+    # Shares of training clips, in any unit: which frames are given.
+    masks: dict[
+        Literal["interpolation", "prediction", "inpainting", "nothing"],
+        Annotated[float, Field(ge=0, allow_inf_nan=False)],
+    ] = Field({"interpolation": 1.0})
+    max_noise_level: Share = 0.3  # of the given frames in training: 0 none, 1 nothing but noise
+    noise: NoiseSettings = NoiseSettings(kind="iid")  # which that is
+
+    @model_validator(mode="after")
+    def _some_mask(self) -> Self:
+        if not sum(self.masks.values()) > 0:
+            raise ValueError("masks are all 0: give at least one of them a share")
+        return self
+
+
+class LowResolutionConditionSettings(Settings):
+    """A stage that is given the clip `scale` times smaller: spatial super-resolution."""
+
+    kind: Literal["low_resolution"]
+    scale: int = Field(ge=2)
+    max_noise_level: Share = 0.5  # of the small clip in training: 0 none, 1 nothing but noise
+    noise: NoiseSettings = NoiseSettings(kind="iid")  # which that is
+
+
 class StageSettings(Settings):
     """One stage of the cascade."""
 
-    # Folder of a trained stage to start from, in place of the inflated model: for an expert, the shared model.
+    # What it starts from: None, the inflated model; scratch, with `unet`; or a folder: of a trained stage (for an
+    # expert, the shared model), or of an image model in diffusers' format, which is inflated.
     init: str | None = None
+    unet: UNetSettings | None = None  # of init: scratch
+    clips: str | None = None  # another folder or URL of ingested clips; None: those of ingest
+    clip: ClipShapeSettings | None = None  # of the ingested clips, what the stage makes; None: as they are
+    crop: ClipShapeSettings | None = None  # of that, what a training step sees; None: the whole
+    # What it is given besides text; None: nothing.
+    condition: (
+        Annotated[FramesConditionSettings | LowResolutionConditionSettings, Field(discriminator="kind")]
+        | None
+    ) = None
     trainable: Literal["all", "temporal", "temporal+cross_attention", "lora"] = "all"
     lora: LoraSettings = LoraSettings()  # of trainable: lora
 
@@ -227,6 +281,14 @@ class StageSettings(Settings):
     sigma: SigmaSettings = SigmaSettings()
     sigma_data: float = Field(0.5, gt=0)
     train: TrainSettings
+
+    @model_validator(mode="after")
+    def _unet_of_scratch(self) -> Self:
+        if (self.init == "scratch") != (self.unet is not None):
+            raise ValueError(
+                f"init={self.init} with{'' if self.unet else 'out'} unet: scratch needs it, others have one"
+            )
+        return self
 
 
 class ChurnSettings(Settings):
@@ -302,6 +364,28 @@ class ExpertSettings(Settings):
         return self
 
 
+class OverlapSettings(Settings):
+    """How much neighbouring tiles share."""
+
+    frames: int = Field(0, ge=0)
+    height: int = Field(0, ge=0)
+    width: int = Field(0, ge=0)
+
+
+class LaterStageSettings(Settings):
+    """How a stage behind the base samples."""
+
+    sampler: SamplerSettings = SamplerSettings(solver="dpmpp_2m", steps=10)
+    # Of the noise augmentation of what it is given: 0 none; up to the stage's condition.max_noise_level.
+    noise_level: Share = 0.1
+    noise: NoiseSettings | None = None  # None: the prior that the stage was trained with
+    allow_other_prior: bool = False  # to sample with another prior than trained with
+    batch_size: Positive = 4
+    # Parts of a clip that the network sees at a time; None: all of it. Noise is drawn for the whole clip either way.
+    tile: ClipShapeSettings | None = None
+    overlap: OverlapSettings = OverlapSettings()  # of neighbouring tiles
+
+
 class GenerateSettings(Settings):
     """What is generated."""
 
@@ -320,6 +404,14 @@ class GenerateSettings(Settings):
     video_format: Literal["mp4", "webp"] = "mp4"
     num_videos: Positive = 12  # how many are written for people
     seed: Seed = 0
+    last_stage: Literal["base", "interpolation", "sr256", "sr1024"] | None = None  # of the cascade; None: all
+    interpolation: LaterStageSettings = LaterStageSettings()
+    sr256: LaterStageSettings = LaterStageSettings()
+    sr1024: LaterStageSettings = LaterStageSettings()
+
+    def later(self, stage: str) -> LaterStageSettings:
+        """The settings of a stage behind the base."""
+        return getattr(self, stage)
 
 
 LICENCE = r"[A-Za-z0-9][A-Za-z0-9.+_-]*"  # an identifier such as apache-2.0, openrail++

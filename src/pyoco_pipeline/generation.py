@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pyoco_pipeline.config import ExpertSettings, GenerateSettings, SamplerSettings
+from pyoco_pipeline.config import ExpertSettings, GenerateSettings, LaterStageSettings, SamplerSettings
 from pyoco_pipeline.data.batches import to_uint8
 from pyoco_pipeline.data.embeddings import Conditioning, TextEmbeddings
 from pyoco_pipeline.data.order import mix_seed
@@ -41,10 +41,12 @@ def sample_batch(
     shape: tuple[int, int, int],
     seeds: Sequence[int],
     autoencoder: Autoencoder | None = None,
+    section: str = "generate",
 ) -> Tensor:
     """Guided clips (B, T, H, W, 3) uint8, one per seed; a clip is the same whatever batch it is in.
 
     shape: (frames, height, width) of what the model samples: of pixels, or of latents that `autoencoder` decodes.
+    section: of the parameters, for errors.
     Raises UserError for noise levels that the model does not know, and for a dynamic threshold on latents.
     """
     check_thresholding(settings, autoencoder)
@@ -53,7 +55,8 @@ def sample_batch(
         sigma_min, sigma_max = sampling_range(denoise, settings.sigma_min, settings.sigma_max)
     except ValueError as error:
         raise UserError(
-            f"generate.sampler does not fit the model: {error} Leave sigma_min and sigma_max out to sample all of them."
+            f"{section}.sampler does not fit the model: {error} Leave sigma_min and sigma_max out to sample all of "
+            "them."
         ) from error
     guided = ClassifierFreeGuidance(
         denoise, settings.guidance_scale, null, settings.guidance_interval, settings.dynamic_threshold
@@ -157,14 +160,14 @@ def open_denoiser(model: Path, settings: GenerateSettings, device: torch.device)
                 f"{model} is an expert, {_trained_on(info)}: name it in generate.experts with those of the other "
                 "noise levels."
             )
-        return _load_denoiser(model, device, settings.compile)
+        return load_denoiser(model, device, settings.compile)
     experts = []
     for place, asked in enumerate(settings.experts):
         folder = Path(asked.model) if asked.model else model
         _check_expert(f"generate.experts[{place}]", folder, asked, info)
         low, high = read_parametrisation(folder).sigma_limits
         ends = max(low, asked.sigma_min), min(high, asked.sigma_max)
-        experts.append((*ends, partial(_load_denoiser, folder, device, settings.compile)))
+        experts.append((*ends, partial(load_denoiser, folder, device, settings.compile)))
     try:
         return ExpertDenoiser(
             [Expert(low, high, load=load) for low, high, load in experts], keep=settings.keep_experts
@@ -173,7 +176,8 @@ def open_denoiser(model: Path, settings: GenerateSettings, device: torch.device)
         raise UserError(f"generate.experts: {error}") from error
 
 
-def _load_denoiser(folder: Path, device: torch.device, compiled: bool) -> Denoise:
+def load_denoiser(folder: Path, device: torch.device, compiled: bool) -> Denoise:
+    """The denoiser of the stage in `folder`."""
     network = load_video_model(folder).eval().to(device)
     if device.type == "cuda":
         network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
@@ -203,13 +207,15 @@ def _trained_on(info: StageInfo) -> str:
     return f"trained on sigma {low:g} to {'inf' if high is None else f'{high:g}'}"
 
 
-def sampling_prior(trained: NoisePrior, settings: GenerateSettings) -> NoisePrior:
+def sampling_prior(
+    trained: NoisePrior, settings: GenerateSettings | LaterStageSettings, section: str = "generate"
+) -> NoisePrior:
     """The prior to sample with: the trained one, or the one asked for; UserError when they differ unasked."""
     asked = settings.noise.prior() if settings.noise else trained
     if asked != trained and not settings.allow_other_prior:
         raise UserError(
-            f"generate.noise is {asked}, the model was trained with {trained}: leave generate.noise out, or set "
-            "generate.allow_other_prior=true to sample with another prior."
+            f"{section}.noise is {asked}, the model was trained with {trained}: leave {section}.noise out, or set "
+            f"{section}.allow_other_prior=true to sample with another prior."
         )
     return asked
 

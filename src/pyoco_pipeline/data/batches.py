@@ -13,6 +13,7 @@ from pyoco_pipeline.data.clips import ClipStore, Shard
 from pyoco_pipeline.data.embeddings import Conditioning, TextEmbeddings
 from pyoco_pipeline.data.order import ShuffledOrder, Turns, mix_seed
 from pyoco_pipeline.data.reader import GroupReader, list_groups
+from pyoco_pipeline.data.views import ClipView
 
 Decode = Callable[[Tensor, torch.Generator], Tensor]  # stored (N, T, H, W, C) -> what is trained on
 
@@ -51,7 +52,8 @@ class ClipBatches:
 
     A step of videos takes clips of one size, in an order shuffled anew each epoch. A step of images takes as many
     frames as a step of videos has, as clips of one frame: the store's images or, where it has none, frames of clips,
-    each from its own. decode: from what is stored to what is trained on; None: pixels to [-1, 1].
+    each from its own. decode: from what is stored to what is trained on; None: pixels to [-1, 1]. view: what is seen of
+    each clip; frame rates are those of the seen frames.
     """
 
     def __init__(
@@ -62,12 +64,14 @@ class ClipBatches:
         *,
         split: str = "train",
         decode: Decode | None = None,
+        view: ClipView | None = None,
     ) -> None:
         if options.batch_size % options.lanes:
             raise ValueError(f"a batch of {options.batch_size} can't be split over {options.lanes} lanes")
         self.options, self.embeddings = options, embeddings
-        self.decode = decode
-        self.frames = store.manifest.num_frames
+        self.decode, self.view = decode, view or ClipView()
+        self.stored_frames = store.manifest.num_frames
+        self.frames = self.view.num_frames(self.stored_frames)
         self.null_row = embeddings.rows([""])
         self._videos = self._images = None
         clips, images = store.shards(split), store.shards(split, images=True)
@@ -98,9 +102,10 @@ class ClipBatches:
         draw = torch.Generator().manual_seed(mix_seed(self.options.seed, step, 1))
         image_step, size = self.is_image_step(step), self.size(step)
         mine = _slice(size, part)
-        frame = torch.randint(self.frames, (size,), generator=draw)
+        frame = torch.randint(self.stored_frames, (size,), generator=draw)
         dropped = torch.rand(size, generator=draw) < self.options.caption_dropout
         which = torch.rand(size, generator=draw)
+        where = torch.rand(size, 3, generator=draw) if self.view.crop else None
         # Image and video steps walk through their own epochs: how many of one kind came before is known.
         images_before = int(step * self.options.image_share)
         walks = self._images if image_step else self._videos
@@ -111,11 +116,12 @@ class ClipBatches:
         if image_step:
             frame = frame[mine] % stored.shape[1]
             stored = stored[torch.arange(len(stored)), frame][:, None]
+        stored = self.view.cut(stored, None if where is None else where[mine])
         rows = torch.where(dropped[mine], self.null_row, rows)
         cond = dict(self.embeddings.conditioning(rows, device))
         if self.options.with_fps:
-            cond["fps"] = fps.to(device)
-        return Batch(self._decoded(stored.to(device), step, mine.start), cond)
+            cond["fps"] = fps.to(device) / self.view.stride
+        return Batch(self.view.shrink(self._decoded(stored.to(device), step, mine.start)), cond)
 
     def _decoded(self, stored: Tensor, step: int, first: int) -> Tensor:
         if self.decode is None:

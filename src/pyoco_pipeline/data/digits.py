@@ -28,14 +28,15 @@ COLOURS: dict[str, tuple[int, int, int]] = {
     "white": (245, 245, 245),
 }
 DIRECTIONS = ("left", "right", "up", "down")  # of the first frames; the digit bounces at the borders
-SPEEDS = {"slowly": 0.08, "quickly": 0.18}  # share of the free path per frame
+SPEEDS = {"slowly": 0.08, "quickly": 0.18}  # share of the free path per step
+STEPS_PER_SECOND = 8.0  # at this frame rate a frame is a step
 ATTRIBUTES = ("digit", "colour", "direction", "speed")
 
 GLYPH_SHARE = 0.62  # of the frame's side that the glyph's box takes
 _FINE = 32  # glyphs are resampled from this many points a side
 _TEST_EVERY = 5  # one glyph in five is kept for testing
 _RENDERED_AT_ONCE = 32  # larger is slower: it no longer fits the cache
-_STRAIGHT_FRAMES = 4  # no bounce before this frame, so that the first direction can be seen
+_STRAIGHT_STEPS = 4  # no bounce before this step, so that the first direction can be seen
 
 
 @lru_cache(maxsize=1)
@@ -75,7 +76,7 @@ def plan_clips(num_clips: int, split: str, seed: int = 0) -> pd.DataFrame:
         colour = colours[rng.integers(len(colours))]
         direction = DIRECTIONS[rng.integers(len(DIRECTIONS))]
         speed = speeds[rng.integers(len(speeds))]
-        travel = _STRAIGHT_FRAMES * SPEEDS[speed]
+        travel = _STRAIGHT_STEPS * SPEEDS[speed]
         along = float(rng.uniform(0.0, 1.0 - travel))
         rows.append(
             {
@@ -101,9 +102,14 @@ def plan_clips(num_clips: int, split: str, seed: int = 0) -> pd.DataFrame:
 
 
 def render_clips(
-    table: pd.DataFrame, num_frames: int, size: int, device: str | torch.device = "cpu"
+    table: pd.DataFrame,
+    num_frames: int,
+    size: int,
+    device: str | torch.device = "cpu",
+    *,
+    fps: float = STEPS_PER_SECOND,
 ) -> torch.Tensor:
-    """Render planned clips: (N, T, size, size, 3) uint8 on `device`."""
+    """Render planned clips: (N, T, size, size, 3) uint8 on `device`, of `fps` frames per second."""
 
     def column(name: str) -> torch.Tensor:
         return torch.tensor(table[name].to_numpy(dtype=np.float32), device=device)
@@ -113,7 +119,7 @@ def render_clips(
     direction = table["direction"].to_numpy()
     sign = torch.tensor(np.where(np.isin(direction, ["right", "down"]), 1.0, -1.0), device=device)
     horizontal = torch.tensor(np.isin(direction, ["left", "right"]), device=device)[:, None]
-    time = torch.arange(num_frames, device=device)
+    time = torch.arange(num_frames, device=device) * (STEPS_PER_SECOND / fps)
     path = torch.remainder(column("along")[:, None] + (sign * speed)[:, None] * time, 2.0)
     along = torch.where(path > 1.0, 2.0 - path, path).float()  # a triangle wave bounces at both ends
     across = column("across")[:, None].expand_as(along)
@@ -145,8 +151,8 @@ def _resample(position: torch.Tensor, size: int) -> torch.Tensor:
 class MovingDigitsSource:
     """The embedded data set as a source of captioned clips.
 
-    num_train, num_test: clips per split; size: side in pixels; fps: what players are told. Row i of a split is
-    the same for any number of clips.
+    num_train, num_test: clips per split; size: side in pixels; fps: frames per second, which does not change how fast
+    digits move. Row i of a split is the same for any number of clips.
     """
 
     kind = "moving_digits"
@@ -178,6 +184,6 @@ class MovingDigitsSource:
         """The one clip of each planned row."""
         for first in range(0, len(rows), _RENDERED_AT_ONCE):
             chunk = rows[first : first + _RENDERED_AT_ONCE]
-            videos = render_clips(pd.DataFrame(chunk), self.num_frames, self.size).numpy()
+            videos = render_clips(pd.DataFrame(chunk), self.num_frames, self.size, fps=self.fps).numpy()
             for row, video in zip(chunk, videos, strict=True):
                 yield [Clip(str(row["row_id"]), video, {name: str(row[name]) for name in ATTRIBUTES})]

@@ -12,7 +12,7 @@ from __future__ import annotations
 import hashlib
 import inspect
 import json
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from textwrap import shorten
 from typing import Any, TypeVar
@@ -21,8 +21,10 @@ import torch
 from diffusers import UNet2DConditionModel, UNet2DModel
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
+from torch import nn
 
 from pyoco_pipeline.errors import UserError
+from pyoco_pipeline.models.conditioning import SCALARS, widen_conv_in
 from pyoco_pipeline.models.frame_by_frame import ImageUNet
 from pyoco_pipeline.models.inflation import VideoUNet, options_dict
 from pyoco_pipeline.models.inflation_options import InflationOptions
@@ -42,7 +44,8 @@ class StageInfo:
     noise: the prior's configuration, {"name": ..., "alpha": ...}; shape: (frames, height, width); sigma_data: of the
     loss, and of EDM's parametrisation; data_sha256: of the clips; text_encoder_sha256: of the encoder whose embeddings
     condition it; parametrisation: its configuration, {"kind": ...}; sigma_range: the noise levels that an expert was
-    trained on, None for infinity; autoencoder_sha256: of the one whose latents it was trained on, None for pixels.
+    trained on, None for infinity; autoencoder_sha256: of the one whose latents it was trained on, None for pixels;
+    condition: what it is given of a clip, {"kind": ...}, None for nothing; fps: of its clips, frames per second.
     """
 
     stage: str
@@ -58,6 +61,8 @@ class StageInfo:
     parametrisation: dict[str, Any] = field(default_factory=lambda: {"kind": "edm"})
     sigma_range: tuple[float, float | None] = (0.0, None)
     autoencoder_sha256: str | None = None
+    condition: dict[str, Any] | None = None
+    fps: float | None = None
 
 
 def sha256_of(path: Path) -> str:
@@ -71,14 +76,18 @@ def load_image_model(folder: str | Path) -> ImageUNet:
 
     Raises UserError when it is not a diffusers folder, of another class, or its weights do not fit its configuration.
     """
+    return load_network(image_config(folder).parent, _CLASSES)
+
+
+def image_config(folder: str | Path) -> Path:
+    """The configuration of the UNet in `folder`, or in its `unet` folder; UserError where there is none."""
     folder = Path(folder)
-    unet = folder / "unet" if (folder / "unet" / "config.json").is_file() else folder
-    config = unet / "config.json"
-    if not config.is_file():
-        raise UserError(
-            f"{folder} is not a diffusers model folder: neither config.json nor unet/config.json is in it."
-        )
-    return load_network(unet, _CLASSES)
+    for config in (folder / "unet" / "config.json", folder / "config.json"):
+        if config.is_file():
+            return config
+    raise UserError(
+        f"{folder} is not a diffusers model folder: neither config.json nor unet/config.json is in it."
+    )
 
 
 def load_network(folder: Path, classes: dict[str, Any]) -> Any:
@@ -144,17 +153,32 @@ def save_video_model(model: VideoUNet, folder: str | Path, info: StageInfo | Non
     _save_options(folder / "lora.json", asdict(lora) if lora else None)
 
 
-def load_video_model(folder: str | Path) -> VideoUNet:
-    """Load what `save_video_model` wrote. Raises UserError naming what is missing or does not fit."""
+def load_video_model(folder: str | Path, *, concat_channels: int = 0, noise_level: bool = False) -> VideoUNet:
+    """Load what `save_video_model` wrote. Raises UserError naming what is missing or does not fit.
+
+    concat_channels, noise_level: inputs that a stage needs (`InflationOptions`). A model without them gets them, with
+    zero weights, so that it stays the same function; one with other concat_channels is an error.
+    """
     folder = Path(folder)
-    options = folder / "temporal.json"
-    if not options.is_file():
+    path = folder / "temporal.json"
+    if not path.is_file():
         raise UserError(f"{folder} holds no video model: temporal.json is missing. Run `inflate` first.")
-    model = VideoUNet(load_image_model(folder), _read_options(options, InflationOptions))
+    saved, image_model = _read_options(path, InflationOptions), load_image_model(folder)
+    options = replace(saved, noise_level=saved.noise_level or noise_level)
+    if concat_channels and not saved.concat_channels:
+        widen_conv_in(image_model, concat_channels)
+        options = replace(options, concat_channels=concat_channels)
+    elif concat_channels not in (0, saved.concat_channels):
+        raise UserError(
+            f"{folder} takes {saved.concat_channels} concatenated channels, and this stage gives {concat_channels}: "
+            "start it from a model without, or from a stage of its own kind."
+        )
+    model = VideoUNet(image_model, options)
     _load_weights(folder / "temporal.safetensors", model.temporal, "temporal")
     extra = folder / "conditioning.safetensors"
-    if model.conditioning or extra.exists():
-        _load_weights(extra, model.conditioning, "conditioning")
+    known = nn.ModuleDict({name: model.conditioning[name] for name in SCALARS if getattr(saved, name)})
+    if known or extra.exists():
+        _load_weights(extra, known, "conditioning")
     if (folder / "lora.json").exists():
         add_lora(model, _read_options(folder / "lora.json", LoraOptions))
         _load_lora(folder / "lora.safetensors", model)

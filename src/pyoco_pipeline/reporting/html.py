@@ -16,6 +16,7 @@ from pyoco_pipeline.reporting.html_parts import (
     figure,
     missing,
     number,
+    picture,
     records,
     section,
     table,
@@ -28,6 +29,7 @@ __all__ = ["Report", "ReportClip", "render_report"]
 
 _SECTIONS = {
     "clips": "Clips",
+    "cascade": "Cascade",
     "metrics": "Metrics",
     "captions": "Caption accuracy",
     "training": "Training",
@@ -56,6 +58,7 @@ def render_report(report: Report) -> str:
     body = "".join(
         (
             _clips(report),
+            _cascade(report),
             _metrics(report.metrics),
             _caption_accuracy(report.metrics),
             _training(report),
@@ -65,7 +68,8 @@ def render_report(report: Report) -> str:
             _run(report.run),
         )
     )
-    links = "".join(f'<a href="#{anchor}">{name}</a>' for anchor, name in _SECTIONS.items())
+    shown = {anchor: name for anchor, name in _SECTIONS.items() if anchor != "cascade" or report.cascade}
+    links = "".join(f'<a href="#{anchor}">{name}</a>' for anchor, name in shown.items())
     return (
         '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
         '<meta name="viewport" content="width=device-width, initial-scale=1">'
@@ -109,6 +113,17 @@ def _clips(report: Report) -> str:
         )
     classes = "sides" if report.real_videos else "sides single"
     return section("clips", _SECTIONS["clips"], f'<div class="{classes}">{"".join(columns)}</div>', lead)
+
+
+def _cascade(report: Report) -> str:
+    if not report.cascade:
+        return ""
+    body = records(report.cascade)
+    if report.cascade_sheet is not None:
+        words = "What each stage made of the same prompts, frames of one moment below each other"
+        body += picture(report.cascade_sheet, words)
+    lead = "Every stage is given the clips of the one above it."
+    return section("cascade", _SECTIONS["cascade"], body, lead)
 
 
 def _clip_column(title: str, clips: Any, otherwise: str) -> str:

@@ -62,6 +62,11 @@ def figure(draw: Callable[..., bytes], alt: str, width: int) -> str:
     )
 
 
+def picture(png: bytes, alt: str) -> str:
+    """A picture as it is, as wide as the page."""
+    return f'<img class="figure" src="{data_uri(png, "image/png")}" alt="{text(alt)}" style="max-width:100%">'
+
+
 def clip_card(clip: ReportClip) -> str:
     """A clip that plays, its caption, and what the reader network saw in it."""
     uri = data_uri(clip.media, clip.mime)

@@ -49,6 +49,8 @@ class Report:
     config:          the run's parameters; secrets are masked
     captions:        facts on the captions, in the manner of `run`
     ingest:          `kept` (a count), `quarantined` (rows with their reasons), and other facts
+    cascade:         facts on each of its stages, in their order, where there are several; `cascade_sheet` is a picture
+                     (PNG) of what they made of the same prompts
     prior:           a sentence on the noise prior, `covariance` its (T, T) matrix
     """
 
@@ -61,5 +63,7 @@ class Report:
     config: Mapping[str, Any] = field(default_factory=dict)
     captions: Mapping[str, Any] = field(default_factory=dict)
     ingest: Mapping[str, Any] = field(default_factory=dict)
+    cascade: Sequence[Mapping[str, Any]] = ()
+    cascade_sheet: bytes | None = None
     prior: str = ""
     covariance: np.ndarray | None = None

@@ -22,6 +22,7 @@ from accelerate.state import AcceleratorState
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from pyoco_pipeline.cascade.conditions import Condition
 from pyoco_pipeline.data.batches import Batch, ClipBatches
 from pyoco_pipeline.data.order import mix_seed
 from pyoco_pipeline.diffusion import EDM, Denoise, LogNormalSigma, Parametrisation, edm_loss
@@ -43,16 +44,38 @@ metrics_logger = logging.getLogger("pyoco_pipeline.metrics")
 
 
 @dataclass(frozen=True)
+class Draws:
+    """What is random in the loss of a batch: noise levels (B,), noise (B, C, T, H, W), and what a condition draws."""
+
+    sigma: Tensor
+    noise: Tensor
+    condition: dict[str, Tensor] = field(default_factory=dict)
+
+    def part(self, index: int, parts: int) -> Draws:
+        """Those of one of so many equal parts of the batch."""
+
+        def chunk(whole: Tensor) -> Tensor:
+            return whole.chunk(parts)[index]
+
+        return Draws(
+            chunk(self.sigma),
+            chunk(self.noise),
+            {name: chunk(value) for name, value in self.condition.items()},
+        )
+
+
+@dataclass(frozen=True)
 class Objective:
     """What a stage minimises: EDM's loss with noise of `prior` at levels of `sigma`, which the network knows.
 
-    Raises UserError where `sigma` has no level that it knows.
+    condition: what the network is given of the clip itself. Raises UserError where `sigma` has no level that it knows.
     """
 
     prior: NoisePrior
     sigma: SigmaSettings
     sigma_data: float = 0.5
     parametrisation: Parametrisation = field(default_factory=EDM)
+    condition: Condition | None = None
 
     def __post_init__(self) -> None:
         try:
@@ -74,19 +97,22 @@ class Objective:
         """The network's denoiser."""
         return self.parametrisation.denoiser(network, self.sigma_data)
 
-    def draw(
-        self, shape: torch.Size, device: torch.device, generator: torch.Generator
-    ) -> tuple[Tensor, Tensor]:
-        """Noise levels (B,) and noise of `shape` (B, C, T, H, W).
+    def draw(self, shape: torch.Size, device: torch.device, generator: torch.Generator) -> Draws:
+        """What is random for a batch of clips of `shape` (B, C, T, H, W).
 
         A clip of one frame has the prior's marginal, N(0, I): images share no noise with each other.
         """
         sigma = self.law().sample(shape[0], generator=generator, device=device)
-        return sigma, self.prior.sample(shape, generator=generator, device=device)
+        noise = self.prior.sample(shape, generator=generator, device=device)
+        given = self.condition.draw(shape, device, generator) if self.condition else {}
+        return Draws(sigma, noise, given)
 
-    def loss(self, network: nn.Module, batch: Batch, sigma: Tensor, noise: Tensor) -> Tensor:
+    def loss(self, network: nn.Module, batch: Batch, draws: Draws) -> Tensor:
         """Mean loss over a batch."""
-        return edm_loss(self.denoiser(network), batch.x0, noise, sigma, self.sigma_data, **batch.cond).mean()
+        given = self.condition.of(batch.x0, draws.condition) if self.condition else {}
+        denoise = self.denoiser(network)
+        losses = edm_loss(denoise, batch.x0, draws.noise, draws.sigma, self.sigma_data, **batch.cond, **given)
+        return losses.mean()
 
 
 def train(
@@ -210,16 +236,15 @@ class _Run:
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate(settings, self.step) * group["lr_scale"]
         total = torch.zeros((), device=self.device)
-        drawn: tuple[Tensor, Tensor] | None = None
+        drawn: Draws | None = None
         for i in range(first, first + settings.accumulation):
             part = self.batches.batch(self.step, self.device, (i, parts))
             if drawn is None:
                 # For the whole batch and then split, so that neither processes nor micro-batches change the draws.
                 shape = (len(part.x0) * parts, *part.x0.shape[1:])
                 drawn = self.objective.draw(torch.Size(shape), self.device, draw)
-            sigma, noise = (whole.chunk(parts)[i] for whole in drawn)
             with self.accelerator.autocast():
-                loss = self.objective.loss(self.model, part, sigma, noise)
+                loss = self.objective.loss(self.model, part, drawn.part(i, parts))
             self.accelerator.backward(loss / settings.accumulation)
             total += loss.detach() / settings.accumulation
         total = self.accelerator.reduce(total, "mean")

@@ -1,4 +1,4 @@
-"""Sampling of captioned clips."""
+"""Sampling of captioned clips, stage by stage."""
 
 from __future__ import annotations
 
@@ -12,25 +12,86 @@ from pyoco_pipeline.config import GenerateSettings
 from pyoco_pipeline.datasets.folder import FolderWriter
 
 
+def check_cascade(
+    generate: GenerateSettings, clips: Path, text_embeddings: Path, latents: Path, **models: Path
+) -> list[dict[str, Any]]:
+    """The stages that sample, before any does; an error where they don't fit together."""
+    from pyoco_pipeline.cascade.plan import as_json, check_made_of, plan_cascade
+    from pyoco_pipeline.data.embeddings import TextEmbeddings
+    from pyoco_pipeline.data.latents import training_store
+
+    plan = plan_cascade(models, generate, TextEmbeddings(text_embeddings).encoder_sha256)
+    check_made_of(plan[0], training_store(clips, latents))
+    return as_json(plan)
+
+
 def sample_clips(
-    generate: GenerateSettings, model: Path, clips: Path, text_embeddings: Path, latents: Path
+    generate: GenerateSettings,
+    cascade: list[dict[str, Any]],
+    model: Path,
+    clips: Path,
+    text_embeddings: Path,
+    latents: Path,
 ) -> FolderWriter:
-    """Sample clips with the model's own prior, kept losslessly as a folder of clips."""
+    """Sample clips with the base stage and its own prior, kept losslessly as a folder of clips."""
+    from pyoco_pipeline.cascade.plan import from_json
     from pyoco_pipeline.data.clips import CaptionedClip, Clip, ClipStore, write_clips
     from pyoco_pipeline.data.embeddings import TextEmbeddings
     from pyoco_pipeline.data.latents import open_autoencoder, training_store
     from pyoco_pipeline.generation import generate_clips
 
-    store, trained = ClipStore(clips), training_store(clips, latents)
-    asked = prompts_to_sample(generate, store)
+    store = ClipStore(clips)
+    asked, base = prompts_to_sample(generate, store), from_json(cascade)[0]
     captions, embeddings = [caption for caption, _ in asked], TextEmbeddings(text_embeddings)
-    autoencoder, fps = open_autoencoder(trained), store.manifest.fps
-    videos = generate_clips(model, generate, captions, embeddings, trained.shape, autoencoder, fps)
+    autoencoder, fps = open_autoencoder(training_store(clips, latents)), base.fps or store.manifest.fps
+    videos = generate_clips(model, generate, captions, embeddings, base.shape, autoencoder, fps)
     sampled = (
         CaptionedClip(Clip(f"generated-{i:06d}", video.numpy(), attributes), caption, "generated")
         for i, (video, (caption, attributes)) in enumerate(zip(videos, asked, strict=True))
     )
-    return partial(write_clips, clips=sampled, kind=store.manifest.kind, shape=store.shape, fps=fps)
+    enlarged = autoencoder.downsampling if autoencoder else 1
+    shape = (base.frames, enlarged * base.height, enlarged * base.width)
+    return partial(write_clips, clips=sampled, kind=store.manifest.kind, shape=shape, fps=fps)
+
+
+def continue_clips(
+    generate: GenerateSettings,
+    cascade: list[dict[str, Any]],
+    model: Path,
+    clips: Path,
+    text_embeddings: Path,
+    latents: Path,
+    *before: Path,
+    name: str,
+) -> FolderWriter:
+    """The clips of the stages before, newest first, as this stage makes them; a note where it has no part."""
+    from pyoco_pipeline.cascade.folders import is_none, write_none
+    from pyoco_pipeline.cascade.plan import from_json
+    from pyoco_pipeline.cascade.sampling import continue_clips as sample
+    from pyoco_pipeline.data.clips import ClipStore, write_clips
+    from pyoco_pipeline.data.embeddings import TextEmbeddings
+    from pyoco_pipeline.data.latents import open_autoencoder, training_store
+
+    planned = {stage.name: stage for stage in from_json(cascade)}.get(name)
+    if planned is None:
+        return partial(write_none, stage=name)
+    newest = ClipStore(next(folder for folder in before if not is_none(folder)))
+    autoencoder = open_autoencoder(training_store(clips, latents))
+    enlarged = autoencoder.downsampling if autoencoder else 1
+    return partial(
+        write_clips,
+        clips=sample(name, model, newest, generate, TextEmbeddings(text_embeddings), autoencoder),
+        kind=newest.manifest.kind,
+        shape=(planned.frames, enlarged * planned.height, enlarged * planned.width),
+        fps=planned.fps or newest.manifest.fps,
+    )
+
+
+def take_last(*stages: Path) -> FolderWriter:
+    """The clips of the last stage, newest first; without a second copy of them on disk where that can be."""
+    from pyoco_pipeline.cascade.folders import is_none, link_folder
+
+    return partial(link_folder, source=next(folder for folder in stages if not is_none(folder)))
 
 
 def prompts_to_sample(generate: GenerateSettings, store: Any) -> list[tuple[str, dict[str, str]]]:
@@ -56,8 +117,33 @@ def write_videos(generated_clips: Path, generate: GenerateSettings) -> tuple[Fol
     return partial(_encode, store=store, limit=generate.num_videos, suffix=generate.video_format), sheet
 
 
+def write_stage_videos(generate: GenerateSettings, **stages: Path) -> FolderWriter:
+    """What each stage made of the same prompts, as videos, and a sheet that shows them below each other."""
+    from pyoco_pipeline.cascade.folders import existing, write_none
+    from pyoco_pipeline.data.clips import ClipStore
+    from pyoco_pipeline.reporting.cascade_sheet import cascade_sheet
+
+    stores = {name: ClipStore(folder) for name, folder in existing(stages).items()}
+    if len(stores) == 1:
+        return partial(write_none, stage="cascade")  # generate's videos are all there is
+
+    def write(folder: Path) -> None:
+        for name, store in stores.items():
+            _encode(folder / name, store=store, limit=generate.num_videos, suffix=generate.video_format)
+        clips = {name: store.take(limit=_SHEET_CLIPS) for name, store in stores.items()}
+        captions = [item.caption for item in next(iter(clips.values()))]
+        shown = {name: [item.clip.video for item in items] for name, items in clips.items()}
+        cascade_sheet(shown, captions).save(folder / "cascade.png")
+
+    return write
+
+
+_SHEET_CLIPS = 4
+
+
 def _encode(folder: Path, *, store: Any, limit: int, suffix: str) -> None:
     from pyoco_pipeline.reporting.video_files import write_video
 
+    folder.mkdir(parents=True, exist_ok=True)
     for item in store.take(limit=limit):
         write_video(folder / f"{item.clip.clip_id}.{suffix}", item.clip.video, store.manifest.fps)

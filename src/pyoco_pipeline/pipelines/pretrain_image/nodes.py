@@ -20,12 +20,14 @@ def train_image_model(
     """Train the image model on frames; gives the model's folder and the training history."""
     from pyoco_pipeline.data.embeddings import TextEmbeddings
     from pyoco_pipeline.data.latents import training_store
+    from pyoco_pipeline.data.views import view_of
     from pyoco_pipeline.noise import IIDNoise
     from pyoco_pipeline.pipelines.samples import SampleSheet
     from pyoco_pipeline.training import stages
 
     store, embeddings = training_store(clips, latents), TextEmbeddings(text_embeddings)
-    sheet = SampleSheet(checkpoints / "samples", store, embeddings, IIDNoise(), num_frames=1)
+    view = view_of(store, pretrain_image.clip.shape() if pretrain_image.clip else None)
+    sheet = SampleSheet(checkpoints / "samples", store, embeddings, IIDNoise(), num_frames=1, view=view)
     model, info, history = stages.train_image_model(pretrain_image, store, embeddings, checkpoints, sheet)
     keep = partial(stages.keep_model, model=model, info=info, checkpoints=checkpoints)
     return keep, history

@@ -20,22 +20,24 @@ def write_report(
     report: ReportSettings,
     generated_clips: Path,
     videos: Path,
+    stage_videos: Path,
+    cascade: list[dict[str, Any]],
     clips: Path,
     captions: pd.DataFrame,
     model: Path,
     metrics: dict[str, Any],
-    image_history: list[dict[str, Any]],
-    history: list[dict[str, Any]],
     parameters: dict[str, Any],
     work: Path,
+    **histories: list[dict[str, Any]],
 ) -> str:
-    """One self-contained HTML page on data, training, clips and metrics."""
+    """One self-contained HTML page on data, training, clips and metrics; histories: of the training stages."""
     from pyoco_pipeline.models import load_stage_info
     from pyoco_pipeline.noise import prior_from_config
     from pyoco_pipeline.reporting.html import Report, render_report
 
     info = load_stage_info(model)
     prior = prior_from_config(info.noise)
+    sheet = stage_videos / "cascade.png"
     return render_report(
         Report(
             title=report.title,
@@ -43,17 +45,19 @@ def write_report(
             videos=_generated(generated_clips, videos),
             real_videos=_real(clips, len(list(videos.iterdir()))),
             metrics=metrics,
-            history=image_history + history,
+            history=_joined(histories),
             config=_plain(parameters),
             captions=_caption_facts(captions),
             ingest=_ingest_facts(clips),
+            cascade=_stage_facts(cascade) if len(cascade) > 1 else (),
+            cascade_sheet=sheet.read_bytes() if sheet.is_file() else None,
             prior=f"The base stage was trained, and the clips were sampled, with {prior}.",
             covariance=prior.covariance(info.shape[0]).numpy(),
         )
     )
 
 
-def draw_loss_curves(image_history: list[dict[str, Any]], history: list[dict[str, Any]]) -> Any:
+def draw_loss_curves(**histories: list[dict[str, Any]]) -> Any:
     """The loss curves as a picture of their own, for the tracker."""
     import io
 
@@ -61,7 +65,24 @@ def draw_loss_curves(image_history: list[dict[str, Any]], history: list[dict[str
 
     from pyoco_pipeline.reporting.figures import loss_curves
 
-    return Image.open(io.BytesIO(loss_curves(image_history + history)))
+    return Image.open(io.BytesIO(loss_curves(_joined(histories))))
+
+
+def _joined(histories: Mapping[str, list[dict[str, Any]]]) -> list[dict[str, Any]]:
+    return [row for history in histories.values() for row in history]
+
+
+def _stage_facts(cascade: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    return [
+        {
+            "stage": stage["name"],
+            "frames": stage["frames"],
+            "size": f"{stage['height']} x {stage['width']}",
+            "frames_per_second": stage["fps"],
+            "noise": stage["prior"],
+        }
+        for stage in cascade
+    ]
 
 
 def _run_facts(work: Path) -> dict[str, Any]:
