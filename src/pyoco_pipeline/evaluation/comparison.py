@@ -35,6 +35,14 @@ class Side:
     readings: dict[str, Reading]
     attributes: list[dict[str, str]] = field(default_factory=list)
 
+    def merge(self, other: Side) -> Side:
+        """Add the clips that come after; see `Reading.merge`."""
+        self.num += other.num
+        for key, reading in other.readings.items():
+            self.readings[key].merge(reading)
+        self.attributes += other.attributes
+        return self
+
 
 @dataclass
 class Comparison:

@@ -8,15 +8,13 @@ perfect generator would score at this count.
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import torch
-
-from pyoco_pipeline.data.clips import CaptionedClip, ClipStore
+from pyoco_pipeline.data.clips import ClipStore
 from pyoco_pipeline.evaluation.clips_to_score import (
     ClipChoice,
     Excluded,
@@ -26,18 +24,25 @@ from pyoco_pipeline.evaluation.clips_to_score import (
 )
 from pyoco_pipeline.evaluation.comparison import Comparison, Side
 from pyoco_pipeline.evaluation.conditions import check_comparable, drawn_clips, protocol_warnings
+from pyoco_pipeline.evaluation.parallel import ClipSet, read_sets, useful
 from pyoco_pipeline.evaluation.protocols import PROTOCOLS, Protocol
-from pyoco_pipeline.evaluation.readers import Reader, frame_positions, statistics_of
+from pyoco_pipeline.evaluation.readers import frame_positions
 from pyoco_pipeline.evaluation.reference import (
     REFERENCE_SPLIT,
     ReferenceCache,
-    chosen,
     positions_hash,
     select_reference,
     split_reference,
 )
 from pyoco_pipeline.evaluation.settings import METRICS, EvaluateSettings
-from pyoco_pipeline.evaluation.wanted import DIGITS_METRICS, Extractors, make_readers, wanted_metrics
+from pyoco_pipeline.evaluation.wanted import (
+    DIGITS_METRICS,
+    Extractors,
+    ReaderChoice,
+    choose_readers,
+    open_readers,
+    wanted_metrics,
+)
 
 __all__ = [
     "DIGITS_METRICS",
@@ -56,13 +61,14 @@ def evaluate_folders(
     generated_clips: str | Path,
     clips: str | Path,
     settings: EvaluateSettings,
-    device: str | torch.device = "cpu",
+    devices: Sequence[str] = ("cpu",),
     *,
     cache_folder: Path | None = None,
 ) -> dict[str, Any]:
     """Measure what the settings name, or else the pipeline's own clips; folders of videos are cut into clips first.
 
-    cache_folder: keeps what was read in the real clips, and the clips cut from a folder of real videos.
+    devices: one process each, as `evaluate_clips` says. cache_folder: keeps what was read in the real clips, and the
+    clips cut from a folder of real videos.
     See `evaluate_clips` for the result and the errors, and `clips_to_score` for which files are left out.
     """
     protocol = PROTOCOLS[settings.protocol] if settings.protocol else None
@@ -99,7 +105,7 @@ def evaluate_folders(
             into = (cache_folder or scratch) / "reference_clips"
             reference, excluded["reference"] = kept_clips(Path(folder), choice, into)
         return evaluate_clips(
-            generated, reference, settings, device, cache_folder=cache_folder, excluded=excluded
+            generated, reference, settings, devices, cache_folder=cache_folder, excluded=excluded
         )
 
 
@@ -119,7 +125,7 @@ def evaluate_clips(
     generated: ClipStore,
     reference: ClipStore,
     settings: EvaluateSettings,
-    device: str | torch.device = "cpu",
+    devices: Sequence[str] = ("cpu",),
     *,
     digits3d_folder: str | Path | None = None,
     cache_folder: Path | None = None,
@@ -127,11 +133,12 @@ def evaluate_clips(
 ) -> dict[str, Any]:
     """Measure generated clips against real ones; the result can be written as JSON.
 
-    generated: all its splits are used; reference: only the split that settings or protocol name. digits3d_folder:
-    Digits3D's weights, by default those of the package. cache_folder: see `ReferenceCache`. Metrics that do not apply
-    to the clips are in `refused` with the reason. Raises UserError when the two stores hold clips of different shape or
-    rate, when either holds too few clips, when a metric that does not apply was asked for by name, and when the clips
-    are not those that the protocol asks for.
+    generated: all its splits are used; reference: only the split that settings or protocol name. devices: with several,
+    each reads a share of the clips in a process of its own (`launch.devices` lists them). digits3d_folder: Digits3D's
+    weights, by default those of the package. cache_folder: see `ReferenceCache`. Metrics that do not apply to the clips
+    are in `refused` with the reason. Raises UserError when the two stores hold clips of different shape or rate, when
+    either holds too few clips, when a metric that does not apply was asked for by name, and when the clips are not
+    those that the protocol asks for.
     """
     protocol = PROTOCOLS[settings.protocol] if settings.protocol else None
     split = _split(settings, protocol)
@@ -142,22 +149,27 @@ def evaluate_clips(
     selection = select_reference(reference, split, num_generated, protocol, settings)
     warnings = protocol_warnings(generated, reference, drawn, selection, protocol, settings)
 
-    extractors = Extractors(settings, device, digits3d_folder)
+    most = max(num_generated, len(selection.held_out), len(selection.kept))
+    devices = useful(devices, most, settings.batch_size)
+    # Where other processes read, this one needs the extractors' names and limits only.
+    extractors = Extractors(settings, devices[0] if len(devices) == 1 else "cpu", digits3d_folder)
     wanted, refused = wanted_metrics(generated, reference, num_frames, extractors, protocol, settings)
-    scored = make_readers(wanted, extractors, settings, keep=True)
-    attributes: list[dict[str, str]] = []
-    fake = _noting(chosen(generated, None, drawn, num_frames), attributes)
-    readings = statistics_of(fake, scored, settings.batch_size)
-    real = _RealClips(reference, split, num_frames, settings, ReferenceCache(cache_folder))
-    captioned = "clipsim" not in wanted or all(item.caption for item in reference.clips(split))
-    keep = settings.extrapolate
-    held_out = make_readers(wanted, extractors, settings, keep=keep and selection.halves, captioned=captioned)
-    kept = make_readers(wanted, extractors, settings, keep=keep, distances_only=True)
+    choices = _choices(wanted, reference, split, settings, selection.halves)
+    fake, held_out, real = _read_sides(
+        ClipSet(generated, None, drawn, num_frames, choices[0]),
+        [
+            ClipSet(reference, split, positions, num_frames, choice, settings.seed)
+            for positions, choice in zip((selection.held_out, selection.kept), choices[1:], strict=True)
+        ],
+        extractors,
+        devices,
+        ReferenceCache(cache_folder),
+    )
     comparison = Comparison(
-        fake=Side(num_generated, readings, attributes),
-        held_out=real.side(selection.held_out, held_out),
-        real=real.side(selection.kept, kept),
-        readers=scored,
+        fake,
+        held_out,
+        real,
+        readers=open_readers(choices[0], extractors),
         settings=settings,
         protocol=protocol,
         facts=_facts(generated, protocol, num_frames, settings),
@@ -180,37 +192,53 @@ def evaluate_clips(
     }
 
 
-@dataclass(frozen=True)
-class _RealClips:
-    store: ClipStore
-    split: str
-    num_frames: int
-    settings: EvaluateSettings
-    cache: ReferenceCache
-
-    def side(self, positions: frozenset[int], readers: Mapping[str, Reader]) -> Side:
-        facts = {
-            "data": self.store.manifest.sha256,
-            "split": self.split,
-            "protocol": self.settings.protocol,
-            "num_frames": self.num_frames,
-            "count": len(positions),
-            "positions": positions_hash(positions),
-            "seed": self.settings.seed,
-        }
-        attributes: list[dict[str, str]] = []
-        clips = chosen(self.store, self.split, positions, self.num_frames, self.settings.seed)
-        readings = self.cache.readings(facts, _noting(clips, attributes), readers, self.settings.batch_size)
-        if not attributes:  # nothing had to be read
-            for _ in _noting(chosen(self.store, self.split, positions, self.num_frames), attributes):
-                pass
-        return Side(len(positions), readings, attributes)
+def _choices(
+    wanted: Sequence[str], reference: ClipStore, split: str, settings: EvaluateSettings, halves: bool
+) -> list[dict[str, ReaderChoice]]:
+    """What is read in the generated, the held-out and the reference clips."""
+    captioned = "clipsim" not in wanted or all(item.caption for item in reference.clips(split))
+    keep = settings.extrapolate
+    return [
+        choose_readers(wanted, settings, keep=True),
+        choose_readers(wanted, settings, keep=keep and halves, captioned=captioned),
+        choose_readers(wanted, settings, keep=keep, distances_only=True),
+    ]
 
 
-def _noting(clips: Iterator[CaptionedClip], attributes: list[dict[str, str]]) -> Iterator[CaptionedClip]:
-    for item in clips:
-        attributes.append(item.clip.attributes)
-        yield item
+def _read_sides(
+    generated: ClipSet,
+    real: Sequence[ClipSet],
+    extractors: Extractors,
+    devices: Sequence[str],
+    cache: ReferenceCache,
+) -> list[Side]:
+    """What is read in these sets; in real clips, what is kept is not read again."""
+    readers = [open_readers(one.readers, extractors) for one in real]
+    facts = [_facts_of_real(one, extractors.settings) for one in real]
+    kept = [cache.find(f, r) for f, r in zip(facts, readers, strict=True)]
+    missing = [
+        replace(one, readers={name: choice for name, choice in one.readers.items() if name not in found})
+        for one, found in zip(real, kept, strict=True)
+    ]
+    sides = read_sets([generated, *missing], extractors, devices)
+    for side, found, f, r in zip(sides[1:], kept, facts, readers, strict=True):
+        cache.keep(f, r, side.readings)
+        side.readings |= found
+    return sides
+
+
+def _facts_of_real(clips: ClipSet, settings: EvaluateSettings) -> dict[str, Any]:
+    """All that matters to what is read in them, but for the reader."""
+    assert clips.positions is not None
+    return {
+        "data": clips.store.manifest.sha256,
+        "split": clips.split,
+        "protocol": settings.protocol,
+        "num_frames": clips.num_frames,
+        "count": len(clips.positions),
+        "positions": positions_hash(clips.positions),
+        "seed": settings.seed,
+    }
 
 
 def _facts(

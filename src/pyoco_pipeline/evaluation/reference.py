@@ -5,9 +5,9 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
+from copy import copy
 from dataclasses import dataclass, replace
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,7 @@ from pyoco_pipeline.data.clips import CaptionedClip, ClipStore
 from pyoco_pipeline.data.sources.base import draw
 from pyoco_pipeline.errors import UserError
 from pyoco_pipeline.evaluation.protocols import Protocol
-from pyoco_pipeline.evaluation.readers import Reader, Reading, from_tensors, statistics_of, to_tensors
+from pyoco_pipeline.evaluation.readers import Reader, Reading, from_tensors, to_tensors
 from pyoco_pipeline.evaluation.settings import MIN_CLIPS, EvaluateSettings
 
 logger = logging.getLogger(__name__)
@@ -121,15 +121,30 @@ def _files(reference: ClipStore, split: str) -> list[str]:
 def chosen(
     store: ClipStore,
     split: str | None,
-    positions: frozenset[int] | None,
+    positions: Collection[int] | None,
     num_frames: int,
     seed: int | None = None,
 ) -> Iterator[CaptionedClip]:
     """The clips at these positions, or all: `num_frames` of each, the first, or with a seed from a random one on."""
-    clips = islice(store.clips(split), max(positions) + 1 if positions else None)
-    for i, item in enumerate(clips):
+    if positions is not None and not positions:
+        return
+    first, last = (min(positions), max(positions)) if positions is not None else (0, None)
+    for i, item in _clips_from(store, split, first):
         if positions is None or i in positions:
             yield _shortened(item, num_frames, seed)
+        if i == last:
+            return
+
+
+def _clips_from(store: ClipStore, split: str | None, first: int) -> Iterator[tuple[int, CaptionedClip]]:
+    """Position and clip, beginning with the shard that holds the clip at `first`: those before it are not read."""
+    skipped = 0
+    shards = store.shards(split)
+    while shards and skipped + shards[0].rows <= first:
+        skipped += shards.pop(0).rows
+    rest = copy(store)
+    rest.manifest = replace(store.manifest, shards=tuple(shards))
+    yield from enumerate(rest.clips(split), skipped)
 
 
 def _shortened(item: CaptionedClip, num_frames: int, seed: int | None) -> CaptionedClip:
@@ -150,21 +165,17 @@ class ReferenceCache:
     def __init__(self, folder: Path | None) -> None:
         self.folder = folder
 
-    def readings(
-        self,
-        facts: Mapping[str, Any],
-        clips: Iterator[CaptionedClip],
-        readers: Mapping[str, Reader],
-        batch_size: int,
-    ) -> dict[str, Reading]:
-        """What the readers read in these clips, of which `facts` are all that matters; `clips` is untouched if kept."""
-        keys = {name: self._key(facts, name, reader) for name, reader in readers.items()}
-        found = {name: reading for name, key in keys.items() if (reading := self._load(key)) is not None}
-        missing = {name: reader for name, reader in readers.items() if name not in found}
-        made = statistics_of(clips, missing, batch_size) if missing else {}
-        for name, reading in made.items():
-            self._save(keys[name], reading)
-        return {name: (found | made)[name] for name in readers}
+    def find(self, facts: Mapping[str, Any], readers: Mapping[str, Reader]) -> dict[str, Reading]:
+        """What is kept of what these readers read in the clips of which `facts` are all that matters."""
+        found = {name: self._load(self._key(facts, name, reader)) for name, reader in readers.items()}
+        return {name: reading for name, reading in found.items() if reading is not None}
+
+    def keep(
+        self, facts: Mapping[str, Any], readers: Mapping[str, Reader], readings: Mapping[str, Reading]
+    ) -> None:
+        """Keep what was read, by the readers of the same names."""
+        for name, reading in readings.items():
+            self._save(self._key(facts, name, readers[name]), reading)
 
     @staticmethod
     def _key(facts: Mapping[str, Any], name: str, reader: Reader) -> str:

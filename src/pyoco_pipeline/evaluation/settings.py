@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal, Self, get_args
+from typing import Annotated, Literal, Self, get_args
 
 from pydantic import Field, model_validator
 
@@ -64,7 +64,8 @@ class EvaluateSettings(Settings):
     max_reference_clips: int = Field(default=512, ge=MIN_CLIPS)  # without a protocol
     num_frames: int = Field(default=16, ge=1)  # of a clip cut from a folder of videos, without a protocol
     fid_frames: int = Field(default=2, ge=1)  # frames of a clip that distances of frames see, evenly spaced
-    batch_size: int = Field(default=16, ge=1)  # clips at once
+    batch_size: int = Field(default=16, ge=1)  # clips at once, of each process
+    num_processes: Annotated[int, Field(ge=1)] | Literal["auto"] = "auto"  # one per GPU, or one on the CPU
     bootstrap: int = Field(
         default=0, ge=0
     )  # resamples of generated clips for the interval of Fréchet distances

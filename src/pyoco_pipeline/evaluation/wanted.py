@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, get_args
+from typing import get_args
 
 import torch
 
@@ -33,14 +34,14 @@ class Extractors:
     def __init__(
         self, settings: EvaluateSettings, device: str | torch.device, digits3d_folder: str | Path | None
     ) -> None:
-        self._device, self._folder = device, digits3d_folder
+        self.settings, self.digits3d_folder, self._device = settings, digits3d_folder, device
         self.published: dict[str, PublishedExtractor] = {
             name: _open(name, options, device) for name, options in settings.extractors.items()
         }
 
     @cached_property
     def digits3d(self) -> Digits3D:
-        return Digits3D(self._folder, self._device)
+        return Digits3D(self.digits3d_folder, self._device)
 
     @cached_property
     def lite0(self) -> Lite0:
@@ -134,22 +135,33 @@ def _digits_refusals(generated: ClipStore, reference: ClipStore, num_frames: int
     return {}
 
 
-def make_readers(
+@dataclass(frozen=True)
+class ReaderChoice:
+    """What is taken from one extractor of the table, None for pixels: `readers.Reader` without the network.
+
+    arrays: of numbers per clip; keep: the features themselves.
+    """
+
+    extractor: str | None
+    arrays: tuple[str, ...] = ()
+    keep: bool = False
+
+
+def choose_readers(
     wanted: Sequence[str],
-    extractors: Extractors,
     settings: EvaluateSettings,
     *,
     keep: bool,
     captioned: bool = True,
     distances_only: bool = False,
-) -> dict[str, Reader]:
-    """Extractor's name in the table -> reader, of what these metrics need.
+) -> dict[str, ReaderChoice]:
+    """Extractor's name in the table -> what these metrics need of it.
 
     keep: the features for intervals and extrapolation, where these are asked for; kernel distances keep theirs anyway.
     captioned: whether the clips have captions to compare with. distances_only: of the reference, which has no scores.
     """
     keep = keep and bool(settings.bootstrap or settings.extrapolate)
-    readers: dict[str, Reader] = {}
+    choices: dict[str, ReaderChoice] = {}
     for key in dict.fromkeys(TABLE[name].extractor for name in wanted):
         metrics = [TABLE[name] for name in wanted if TABLE[name].extractor == key]
         kinds = {metric.kind for metric in metrics}
@@ -161,18 +173,24 @@ def make_readers(
                 continue
             arrays = ()
         keeps = "kernel" in kinds or (keep and "frechet" in kinds)
-        readers[key or "pixels"] = _reader(key, extractors, settings, arrays, keeps)
-    return readers
+        choices[key or "pixels"] = ReaderChoice(key, arrays, keeps)
+    return choices
 
 
-def _reader(
-    key: str | None, extractors: Extractors, settings: EvaluateSettings, arrays: tuple[str, ...], keep: bool
-) -> Reader:
-    if key is None:
+def open_readers(choices: Mapping[str, ReaderChoice], extractors: Extractors) -> dict[str, Reader]:
+    """The readers of these choices, by the same names."""
+    return {name: _reader(choice, extractors) for name, choice in choices.items()}
+
+
+def _reader(choice: ReaderChoice, extractors: Extractors) -> Reader:
+    fid_frames = extractors.settings.fid_frames
+    if choice.extractor is None:
         return PixelReader()
-    if key == "digits3d":
-        return DigitsReader(extractors.digits3d, keep)
-    extractor: Any = extractors.lite0 if key == "lite0" else extractors.published[key]
-    if key == "lite0" or extractor.media == "frame":
-        return FrameReader(extractor, settings.fid_frames, arrays, keep)
-    return ClipReader(extractor, arrays, keep)
+    if choice.extractor == "digits3d":
+        return DigitsReader(extractors.digits3d, choice.keep)
+    if choice.extractor == "lite0":
+        return FrameReader(extractors.lite0, fid_frames, choice.arrays, choice.keep)
+    extractor = extractors.published[choice.extractor]
+    if extractor.media == "frame":
+        return FrameReader(extractor, fid_frames, choice.arrays, choice.keep)
+    return ClipReader(extractor, choice.arrays, choice.keep)

@@ -15,9 +15,8 @@ def score_clips(
 
     reference_statistics: a work folder for what was read in the real clips; None: it is read anew.
     """
-    import torch
-
     from pyoco_pipeline.evaluation.evaluate import evaluate_folders
+    from pyoco_pipeline.launch import devices
 
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    return evaluate_folders(generated_clips, clips, evaluate, device, cache_folder=reference_statistics)
+    processes = devices(evaluate.num_processes)
+    return evaluate_folders(generated_clips, clips, evaluate, processes, cache_folder=reference_statistics)
