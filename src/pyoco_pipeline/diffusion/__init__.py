@@ -7,6 +7,8 @@ from pyoco_pipeline.diffusion.denoiser import Denoise, EDMDenoiser, sampling_ran
 from pyoco_pipeline.diffusion.discrete import DiscreteDenoiser, discrete_sigmas, make_betas
 from pyoco_pipeline.diffusion.experts import Expert, ExpertDenoiser
 from pyoco_pipeline.diffusion.guidance import ClassifierFreeGuidance, threshold_dynamically
+from pyoco_pipeline.diffusion.known_frames import KnownFrames, noise_around
+from pyoco_pipeline.diffusion.long_video import reachable, sample_long
 from pyoco_pipeline.diffusion.loss import edm_loss
 from pyoco_pipeline.diffusion.multistep import (
     sample_deis,
@@ -24,6 +26,7 @@ from pyoco_pipeline.diffusion.samplers import SOLVERS, sample, solvers_with
 from pyoco_pipeline.diffusion.sigma import LogNormalSigma, karras_sigmas
 from pyoco_pipeline.diffusion.single_step import Churn, sample_euler, sample_euler_ancestral, sample_heun
 from pyoco_pipeline.diffusion.solver import Solver
+from pyoco_pipeline.diffusion.tiles import TiledDenoiser
 
 __all__ = [
     "EDM",
@@ -36,14 +39,18 @@ __all__ = [
     "EDMDenoiser",
     "Expert",
     "ExpertDenoiser",
+    "KnownFrames",
     "LogNormalSigma",
     "Parametrisation",
     "Solver",
+    "TiledDenoiser",
     "discrete_sigmas",
     "edm_loss",
     "karras_sigmas",
     "make_betas",
+    "noise_around",
     "parametrisation_from_config",
+    "reachable",
     "sample",
     "sample_deis",
     "sample_dpmpp_2m",
@@ -52,6 +59,7 @@ __all__ = [
     "sample_euler",
     "sample_euler_ancestral",
     "sample_heun",
+    "sample_long",
     "sampling_range",
     "solvers_with",
     "threshold_dynamically",

@@ -52,6 +52,8 @@ def sample(
     generator: Generators = None,
     device: torch.device | str | None = None,
     dtype: torch.dtype = torch.float32,
+    start: Tensor | None = None,
+    init: Tensor | None = None,
     **cond: Any,
 ) -> Tensor:
     """Clips (B, C, T, H, W) from noise of the prior, on the schedule of `karras_sigmas`.
@@ -60,8 +62,11 @@ def sample(
         SDE's noise, in [0, 1]; None is the solver's own, 1.
     generator: one, or B of them to make a clip's noise independent of its batch.
     dtype: of the solver's state and of the result, float32 or float64. cond: passed to denoise.
-    Raises ValueError on an unknown solver, churn or eta for one that has none, another dtype, and where prior or
-    schedule refuse their arguments.
+    start: noise of unit variance, of that shape, to start from; None draws it from the prior.
+    init: clean clips of that shape, to start from init + sigma_max noise: what of them is kept the more, the lower
+        sigma_max (SDEdit, Meng et al., arXiv 2108.01073). None starts from noise alone.
+    Raises ValueError on an unknown solver, churn or eta for one that has none, another dtype or shape, and where prior
+    or schedule refuse their arguments.
     """
     if solver not in SOLVERS:
         raise ValueError(f"solver is {solver!r}: expected one of {', '.join(SOLVERS)}.")
@@ -69,13 +74,25 @@ def sample(
     if dtype not in (torch.float32, torch.float64):
         raise ValueError(f"dtype is {dtype}: expected torch.float32 or torch.float64.")
     sigmas = karras_sigmas(steps, sigma_min, sigma_max, rho)
-    x = sigma_max * prior.sample(shape, generator=generator, device=device, dtype=dtype)
+    if start is None:
+        noise = prior.sample(shape, generator=generator, device=device, dtype=dtype)
+    else:
+        noise = _of_shape("start", start, shape).to(device=device, dtype=dtype)
+    x = sigma_max * noise
+    if init is not None:
+        x = x + _of_shape("init", init, shape).to(x)
     return SOLVERS[solver](denoise, x, sigmas, prior=prior, generator=generator, **options, **cond)
 
 
 def solvers_with(option: str) -> list[str]:
     """The solvers that take `option`, churn or eta."""
     return [name for name, solver in SOLVERS.items() if option in inspect.signature(solver).parameters]
+
+
+def _of_shape(name: str, clips: Tensor, shape: Sequence[int]) -> Tensor:
+    if tuple(clips.shape) != tuple(shape):
+        raise ValueError(f"{name} has shape {tuple(clips.shape)}: expected {tuple(shape)}.")
+    return clips
 
 
 def _solver_options(solver: str, churn: Churn, eta: float | None) -> dict[str, Any]:
