@@ -23,10 +23,11 @@ from pyoco_pipeline.data.batches import mix_seed
 from pyoco_pipeline.data.embeddings import TextEmbeddings, write_embeddings
 from pyoco_pipeline.errors import UserError
 from pyoco_pipeline.exporting import Parent, export_stage
-from pyoco_pipeline.generation import generate_clips, open_denoiser, sample_batch
+from pyoco_pipeline.generation import generate_clips, open_denoiser
 from pyoco_pipeline.models import inflate, save_video_model
 from pyoco_pipeline.models.text import EMBEDDED, TextEncoder, text_encoder_folder
 from pyoco_pipeline.noise import MixedNoise
+from pyoco_pipeline.sampling import sample_batch
 
 KNOWN = ["a red digit", "a blue digit", "a red digit up", "a blue digit up", "a digit up"]
 NEW = ["a digit", "up a digit", "blue"]

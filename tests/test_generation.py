@@ -16,11 +16,12 @@ from transformers import T5Config, T5EncoderModel
 from pyoco_pipeline.config import GenerateSettings, PretrainImageSettings, StageSettings
 from pyoco_pipeline.data.batches import mix_seed
 from pyoco_pipeline.errors import UserError
-from pyoco_pipeline.generation import generate_clips, sample_batch, sampling_prior
+from pyoco_pipeline.generation import generate_clips, sampling_prior
 from pyoco_pipeline.models import inflate, save_video_model
 from pyoco_pipeline.models.text import EMBEDDED, TextEncoder, text_encoder_folder
 from pyoco_pipeline.noise import IIDNoise, MixedNoise, ProgressiveNoise
 from pyoco_pipeline.pipelines.samples import SampleSheet
+from pyoco_pipeline.sampling import sample_batch
 from pyoco_pipeline.training.stages import train_image_model, train_video_model
 
 CAPTIONS = ["a red digit 1", "a blue digit 2", "an orange digit 3", "a white digit 4", "a green digit 5"]

@@ -158,7 +158,16 @@ print([name for name in ("torch", "diffusers", "mlflow", "great_expectations") i
 def modules_below_kedro() -> Iterator[Path]:
     """The layers that run where only torch, diffusers, transformers and accelerate are installed."""
     yield from (PACKAGE / "noise.py", PACKAGE / "generation.py", PACKAGE / "config.py")
-    for layer in ("diffusion", "models", "data", "cascade", "training", "evaluation", "exporting", "reporting"):
+    for layer in (
+        "diffusion",
+        "models",
+        "data",
+        "cascade",
+        "training",
+        "evaluation",
+        "exporting",
+        "reporting",
+    ):
         yield from sorted((PACKAGE / layer).rglob("*.py"))
 
 

@@ -10,8 +10,8 @@ from torch import Tensor
 
 from pyoco_pipeline.config import SamplerSettings
 from pyoco_pipeline.diffusion import SOLVERS, Churn, sample
-from pyoco_pipeline.generation import sample_batch
 from pyoco_pipeline.noise import IIDNoise, MixedNoise
+from pyoco_pipeline.sampling import sample_batch
 
 SHAPE = (3, 4, 4)
 

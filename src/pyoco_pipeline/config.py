@@ -386,6 +386,32 @@ class LaterStageSettings(Settings):
     overlap: OverlapSettings = OverlapSettings()  # of neighbouring tiles
 
 
+class VideoSettings(Settings):
+    """Clips of the user that sampling starts from, in place of noise alone."""
+
+    clips: str  # a folder of videos, or of clips as this project writes them
+    # The stage that they go into: base to edit them, a later one to be continued as what the stage before it made.
+    stage: Literal["base", "interpolation", "sr256", "sr1024"] = "base"
+    sigma: float | None = Field(
+        None, gt=0
+    )  # of the noise that they are put under: the lower, the more is kept
+    keep_frames: Annotated[tuple[int, ...], Field(min_length=1)] | None = (
+        None  # these stay, the others are made anew
+    )
+
+    @model_validator(mode="after")
+    def _one_use(self) -> Self:
+        if self.stage == "base" and (self.sigma is None) == (self.keep_frames is None):
+            raise ValueError(
+                "stage=base needs sigma, to edit the clips, or keep_frames, to make the others anew"
+            )
+        if self.stage != "base" and self.keep_frames is not None:
+            raise ValueError(f"keep_frames is for stage=base, not {self.stage}")
+        if self.keep_frames is not None and min(self.keep_frames) < 0:
+            raise ValueError(f"keep_frames={self.keep_frames}: frames are counted from 0")
+        return self
+
+
 class GenerateSettings(Settings):
     """What is generated."""
 
@@ -404,10 +430,27 @@ class GenerateSettings(Settings):
     video_format: Literal["mp4", "webp"] = "mp4"
     num_videos: Positive = 12  # how many are written for people
     seed: Seed = 0
+    num_frames: Positive | None = (
+        None  # of the base stage's clips, more than it was trained on; None: as many
+    )
+    overlap: int | None = Field(None, ge=0)  # frames that its windows share then; None: half of a window
+    video: VideoSettings | None = None  # None: from noise
     last_stage: Literal["base", "interpolation", "sr256", "sr1024"] | None = None  # of the cascade; None: all
     interpolation: LaterStageSettings = LaterStageSettings()
     sr256: LaterStageSettings = LaterStageSettings()
     sr1024: LaterStageSettings = LaterStageSettings()
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        if self.overlap is not None and self.num_frames is None:
+            raise ValueError(
+                f"overlap={self.overlap} is of windows, which only num_frames makes: give both or neither"
+            )
+        if self.video is not None and self.num_frames is not None:
+            raise ValueError(
+                "num_frames does not go with video, whose clips have frames of their own: leave one out"
+            )
+        return self
 
     def later(self, stage: str) -> LaterStageSettings:
         """The settings of a stage behind the base."""

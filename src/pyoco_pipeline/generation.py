@@ -2,27 +2,22 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from pyoco_pipeline.config import ExpertSettings, GenerateSettings, LaterStageSettings, SamplerSettings
-from pyoco_pipeline.data.batches import to_uint8
+from pyoco_pipeline.cascade.conditions import Condition, FramesCondition, condition_from_config
+from pyoco_pipeline.config import ExpertSettings, GenerateSettings, LaterStageSettings
+from pyoco_pipeline.data.batches import to_float
 from pyoco_pipeline.data.embeddings import Conditioning, TextEmbeddings
 from pyoco_pipeline.data.order import mix_seed
-from pyoco_pipeline.diffusion import (
-    Churn,
-    ClassifierFreeGuidance,
-    Denoise,
-    Expert,
-    ExpertDenoiser,
-    sample,
-    sampling_range,
-)
+from pyoco_pipeline.diffusion import Denoise, Expert, ExpertDenoiser
 from pyoco_pipeline.errors import UserError
 from pyoco_pipeline.models import StageInfo, load_stage_info, load_video_model
 from pyoco_pipeline.models.autoencoder import Autoencoder, check_autoencoder
@@ -30,66 +25,25 @@ from pyoco_pipeline.models.io import read_json
 from pyoco_pipeline.models.parametrisation import read_parametrisation
 from pyoco_pipeline.models.text import TextEncoder, text_encoder_folder
 from pyoco_pipeline.noise import NoisePrior, prior_from_config
+from pyoco_pipeline.sampling import Start, Windows, check_thresholding, check_windows, sample_batch
+
+_log = logging.getLogger(__name__)
 
 
-def sample_batch(
-    denoise: Denoise,
-    prior: NoisePrior,
-    settings: SamplerSettings,
-    cond: Conditioning,
-    null: Conditioning,
-    shape: tuple[int, int, int],
-    seeds: Sequence[int],
-    autoencoder: Autoencoder | None = None,
-    section: str = "generate",
-) -> Tensor:
-    """Guided clips (B, T, H, W, 3) uint8, one per seed; a clip is the same whatever batch it is in.
+@dataclass(frozen=True)
+class Material:
+    """Clips of the user (T, H, W, 3) uint8 that sampling starts from, for caption i clip i, from the first again.
 
-    shape: (frames, height, width) of what the model samples: of pixels, or of latents that `autoencoder` decodes.
-    section: of the parameters, for errors.
-    Raises UserError for noise levels that the model does not know, and for a dynamic threshold on latents.
+    sigma: of the noise that they are put under; or keep_frames: the frames that stay as they are.
     """
-    check_thresholding(settings, autoencoder)
-    device = cond["encoder_hidden_states"].device
-    try:
-        sigma_min, sigma_max = sampling_range(denoise, settings.sigma_min, settings.sigma_max)
-    except ValueError as error:
-        raise UserError(
-            f"{section}.sampler does not fit the model: {error} Leave sigma_min and sigma_max out to sample all of "
-            "them."
-        ) from error
-    guided = ClassifierFreeGuidance(
-        denoise, settings.guidance_scale, null, settings.guidance_interval, settings.dynamic_threshold
-    )
-    conditions: dict[str, Any] = dict(cond)
-    x0 = sample(
-        guided,
-        prior,
-        (len(seeds), autoencoder.channels if autoencoder else 3, *shape),
-        solver=settings.solver,
-        steps=settings.steps,
-        sigma_min=sigma_min,
-        sigma_max=sigma_max,
-        rho=settings.rho,
-        churn=Churn(**settings.churn.model_dump()),
-        eta=settings.eta,
-        generator=[torch.Generator(device).manual_seed(seed) for seed in seeds],
-        device=device,
-        **conditions,
-    )
-    if autoencoder is None:
-        return to_uint8(x0)
-    # Clip by clip: the pixels of all of them in float32 are four times those that are kept.
-    return torch.cat([to_uint8(autoencoder.decode(latents)) for latents in x0.split(1)])
 
+    clips: Sequence[np.ndarray]
+    sigma: float | None = None
+    keep_frames: tuple[int, ...] | None = None
 
-def check_thresholding(settings: SamplerSettings, autoencoder: Autoencoder | None) -> None:
-    """UserError for dynamic thresholding of latents, which have no range of their own."""
-    if autoencoder is not None and settings.dynamic_threshold is not None:
-        raise UserError(
-            f"generate.sampler.dynamic_threshold={settings.dynamic_threshold} is for pixels in [-1, 1], and the model "
-            "samples latents: set it to null."
-        )
+    def stacked(self, places: range) -> Tensor:
+        """(B, T, H, W, 3) uint8."""
+        return torch.from_numpy(np.stack([self.clips[i % len(self.clips)] for i in places]))
 
 
 def generate_clips(
@@ -100,11 +54,12 @@ def generate_clips(
     shape: tuple[int, int, int],
     autoencoder: Autoencoder | None = None,
     fps: float | None = None,
+    material: Material | None = None,
 ) -> Iterator[Tensor]:
     """Clips (T, H, W, 3) uint8 for captions, from the stage in folder `model`, clip i from seed (seed, i).
 
     shape: (frames, height, width), that of the clips or latents the model was trained on. autoencoder: of the latents.
-    fps: frames per second of the clips, which a model inflated with fps needs.
+    fps: frames per second of the clips, which a model inflated with fps needs. material: what they start from.
 
     Raises UserError for a prior other than the model's unless that is asked for, for another text encoder, autoencoder
     or shape, for noise levels that the model does not know, and for experts that do not fit together.
@@ -127,6 +82,7 @@ def generate_clips(
     denoise = open_denoiser(model, settings, device)
     if autoencoder is not None:
         autoencoder.to(device)
+    condition = condition_from_config(info.condition)
     null = embeddings.null(device)
     cond = caption_conditioning(captions, embeddings)
     if fps is not None and read_json(model / "temporal.json").get("fps"):
@@ -136,9 +92,71 @@ def generate_clips(
         batch = {key: value[places.start : places.stop].to(device) for key, value in cond.items()}
         seeds = [mix_seed(settings.seed, i) for i in places]
         with torch.inference_mode(), sampling_precision(settings, device):
+            clip = as_sampled(material.stacked(places).to(device), autoencoder) if material else None
+            if isinstance(condition, FramesCondition):
+                channels = autoencoder.channels if autoencoder else 3
+                batch |= _given_frames(condition, (len(seeds), channels, *shape), clip, material, device)
             yield from sample_batch(
-                denoise, prior, settings.sampler, batch, null, info.shape, seeds, autoencoder
+                denoise,
+                prior,
+                settings.sampler,
+                batch,
+                null,
+                shape,
+                seeds,
+                autoencoder,
+                start=_start(clip, material, condition),
+                windows=base_windows(settings, shape[0]),
             ).cpu()
+
+
+def base_windows(settings: GenerateSettings, window: int) -> Windows | None:
+    """How clips of settings.num_frames come from a model of `window` frames; None where it makes them at once."""
+    if settings.num_frames is None or settings.num_frames == window:
+        return None
+    overlap = window // 2 if settings.overlap is None else settings.overlap
+    check_windows(settings.num_frames, window, overlap)
+    return Windows(settings.num_frames, overlap)
+
+
+def as_sampled(stored: Tensor, autoencoder: Autoencoder | None) -> Tensor:
+    """Clips (B, T, H, W, 3) uint8 as what a stage samples: pixels in [-1, 1], or the means of their latents."""
+    if autoencoder is None:
+        return to_float(stored)
+    mean = autoencoder.encode(stored).permute(0, 4, 1, 2, 3).float().chunk(2, dim=1)[0]
+    return autoencoder.scaling.apply(mean)
+
+
+def _start(clip: Tensor | None, material: Material | None, condition: Condition | None) -> Start | None:
+    if clip is None or material is None:
+        return None
+    if material.sigma is not None:
+        return Start(clip, sigma=material.sigma)
+    # A model that was trained to be given frames is given them; in another they are put in place.
+    return None if condition else Start(clip, is_known=_mask(material, clip.shape[2]))
+
+
+def _given_frames(
+    condition: FramesCondition,
+    shape: tuple[int, ...],
+    clip: Tensor | None,
+    material: Material | None,
+    device: torch.device,
+) -> dict[str, Tensor]:
+    """The inputs of a base stage that was trained to be given frames: those that are kept, or none."""
+    batch, _, frames = shape[:3]
+    zeros = torch.zeros(shape, device=device)
+    kept = material is not None and material.keep_frames is not None
+    mask = _mask(material, frames) if kept and material else torch.zeros(frames, dtype=torch.bool)
+    level = torch.zeros(batch, device=device)
+    given = zeros if clip is None else clip
+    return condition.given(given, mask.to(device).expand(batch, -1), level, zeros)
+
+
+def _mask(material: Material, frames: int) -> Tensor:
+    mask = torch.zeros(frames, dtype=torch.bool)
+    mask[list(material.keep_frames or ())] = True
+    return mask
 
 
 def sampling_precision(settings: GenerateSettings, device: torch.device) -> torch.autocast:
@@ -226,6 +244,7 @@ def caption_conditioning(captions: Sequence[str], embeddings: TextEmbeddings) ->
     if not new:
         return embeddings.conditioning(embeddings.rows(captions))
     encoder = TextEncoder(text_encoder_folder(embeddings.encoder), embeddings.max_tokens)
+    _warn_of_long(new, encoder)
     if encoder.sha256 != embeddings.encoder_sha256:
         raise UserError(
             f"the text encoder in {encoder.folder} has changed since {embeddings.folder} was made, so it can't embed "
@@ -234,3 +253,13 @@ def caption_conditioning(captions: Sequence[str], embeddings: TextEmbeddings) ->
     tokens, mask = encoder.encode(captions)
     # Through half precision, as ingest keeps them.
     return {"encoder_hidden_states": tokens.half().float(), "encoder_attention_mask": mask}
+
+
+def _warn_of_long(captions: Sequence[str], encoder: TextEncoder) -> None:
+    for caption in captions:
+        unseen = encoder.cut(caption)
+        if unseen is not None:
+            _log.warning(
+                "A prompt has more than the %d tokens of ingest.max_tokens; its end is not seen: %s",
+                encoder.max_tokens, unseen,
+            )  # fmt: skip

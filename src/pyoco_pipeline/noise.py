@@ -28,6 +28,7 @@ class NoisePrior(ABC):
     """
 
     name: ClassVar[str]
+    is_endless: ClassVar[bool] = True  # whether it has a `stream`
     alpha: float | None
 
     @abstractmethod
@@ -225,6 +226,7 @@ class CovarianceNoise(NoisePrior):
     """
 
     name = "covariance"
+    is_endless = False
     alpha = None
     matrix: tuple[tuple[float, ...], ...]
 

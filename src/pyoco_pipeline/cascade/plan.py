@@ -14,6 +14,7 @@ from pyoco_pipeline.config import GenerateSettings, SamplerSettings
 from pyoco_pipeline.data.clips import ClipStore
 from pyoco_pipeline.data.views import view_of
 from pyoco_pipeline.errors import UserError
+from pyoco_pipeline.generation import base_windows
 from pyoco_pipeline.models import StageInfo, load_stage_info
 from pyoco_pipeline.models.parametrisation import read_parametrisation
 from pyoco_pipeline.noise import prior_from_config
@@ -23,7 +24,10 @@ _FPS_TOLERANCE = 1e-6  # relative
 
 @dataclass(frozen=True)
 class PlannedStage:
-    """What a stage makes: clips (frames, height, width) at `fps` frames per second, with noise of `prior`."""
+    """What a stage makes: clips (frames, height, width) at `fps` frames per second, with noise of `prior`.
+
+    window: frames that it was trained on and sees at a time. overlap: what its windows share, where frames are more.
+    """
 
     name: str
     frames: int
@@ -31,7 +35,8 @@ class PlannedStage:
     width: int
     fps: float | None
     prior: str
-    weights_of: str  # sha256 of the clips that it was trained on
+    window: int
+    overlap: int = 0
 
     @property
     def shape(self) -> tuple[int, int, int]:
@@ -45,7 +50,7 @@ def plan_cascade(
     """The stages that will sample, in their order; UserError naming the first thing that does not fit.
 
     models: the folder of each stage, in the order of the cascade; those that say that there is no such stage are left
-    out, and those behind settings.last_stage.
+    out, and those behind settings.last_stage, or before the stage that clips of the user go into.
     """
     there = existing(models)
     last = settings.last_stage
@@ -61,12 +66,19 @@ def plan_cascade(
         )
     infos = {name: load_stage_info(there[name]) for name in names}
     first = infos[names[0]]
+    begin = settings.video.stage if settings.video else names[0]
+    if begin not in infos:
+        raise UserError(
+            f"generate.video.stage={begin} is not among the stages that sample: {', '.join(names)}."
+        )
     for name, info in infos.items():
         _check_alike(name, info, first, text_encoder_sha256)
         _check_sampler(name, there[name], info, settings)
     for before, name in pairwise(names):
         _check_fits(before, infos[before], name, infos[name], settings)
-    return [_planned(name, info) for name, info in infos.items()]
+    _check_frames_kept(first, settings)
+    plan = _planned(infos, settings)
+    return plan[names.index(begin) :]
 
 
 def as_json(plan: list[PlannedStage]) -> list[dict[str, Any]]:
@@ -79,8 +91,40 @@ def from_json(content: list[dict[str, Any]]) -> list[PlannedStage]:
     return [PlannedStage(**stage) for stage in content]
 
 
-def _planned(name: str, info: StageInfo) -> PlannedStage:
-    return PlannedStage(name, *info.shape, info.fps, str(prior_from_config(info.noise)), info.data_sha256)
+def _planned(infos: Mapping[str, StageInfo], settings: GenerateSettings) -> list[PlannedStage]:
+    """Every stage with the frames that it makes of all windows of the base stage; windows see the same moments."""
+    base = next(iter(infos.values()))
+    windows = base_windows(settings, base.shape[0])
+    planned, stride = [], 1
+    for name, info in infos.items():
+        condition = condition_from_config(info.condition)
+        stride *= condition.key_stride if isinstance(condition, FramesCondition) and name != "base" else 1
+        window, frames, overlap = info.shape[0], info.shape[0], 0
+        if windows is not None:
+            frames = (windows.num_frames - 1) * stride + 1
+            overlap = (windows.overlap - 1) * stride + 1
+            if overlap < 0:
+                raise UserError(
+                    f"generate.overlap={windows.overlap} leaves stage {name} nothing that its windows share: set it to "
+                    "1 or more."
+                )
+        prior = prior_from_config(info.noise)
+        if windows is not None and not prior.is_endless:
+            raise UserError(
+                f"stage {name} has noise of {prior}, which ends with its last frame: generate.num_frames="
+                f"{settings.num_frames} needs iid, mixed or progressive noise."
+            )
+        planned.append(PlannedStage(name, frames, *info.shape[1:], info.fps, str(prior), window, overlap))
+    return planned
+
+
+def _check_frames_kept(base: StageInfo, settings: GenerateSettings) -> None:
+    kept = settings.video.keep_frames if settings.video else None
+    if kept and max(kept) >= base.shape[0]:
+        raise UserError(
+            f"generate.video.keep_frames has {max(kept)}, and stage base makes frames 0 to {base.shape[0] - 1}: lower "
+            "it."
+        )
 
 
 def _check_alike(name: str, info: StageInfo, first: StageInfo, text_encoder_sha256: str) -> None:
@@ -163,9 +207,10 @@ def _space(info: StageInfo) -> str:
 def check_made_of(base: PlannedStage, store: ClipStore) -> None:
     """UserError where the base stage samples clips that those in `store` have nothing of."""
     try:
-        view_of(store, base.shape)
+        view_of(store, (base.window, base.height, base.width))
     except UserError as error:
+        trained = base.window, base.height, base.width
         raise UserError(
-            f"stage {base.name} was trained on clips of (frames, height, width) {base.shape}, the ingested ones are "
+            f"stage {base.name} was trained on clips of (frames, height, width) {trained}, the ingested ones are "
             f"{store.shape}: run `finetune_video` anew, or set ingest back."
         ) from error

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
 
@@ -17,30 +17,31 @@ from pyoco_pipeline.cascade.conditions import (
     LowResolutionCondition,
     condition_from_config,
 )
+from pyoco_pipeline.cascade.plan import PlannedStage
 from pyoco_pipeline.config import GenerateSettings, LaterStageSettings
-from pyoco_pipeline.data.batches import to_float
 from pyoco_pipeline.data.clips import CaptionedClip, ClipStore
-from pyoco_pipeline.data.embeddings import TextEmbeddings
+from pyoco_pipeline.data.embeddings import Conditioning, TextEmbeddings
 from pyoco_pipeline.data.order import mix_seed
-from pyoco_pipeline.diffusion import Denoise
+from pyoco_pipeline.diffusion import Denoise, TiledDenoiser
 from pyoco_pipeline.errors import UserError
 from pyoco_pipeline.generation import (
+    as_sampled,
     caption_conditioning,
     load_denoiser,
-    sample_batch,
     sampling_precision,
     sampling_prior,
 )
-from pyoco_pipeline.models import StageInfo, load_stage_info
+from pyoco_pipeline.models import StageInfo, load_stage_info, low_resolution_channels
 from pyoco_pipeline.models.autoencoder import Autoencoder
 from pyoco_pipeline.models.io import read_json
-from pyoco_pipeline.noise import prior_from_config
+from pyoco_pipeline.noise import NoisePrior, prior_from_config
+from pyoco_pipeline.sampling import Start, Windows, sample_batch
 
 _SEED_OF_STAGE = {"interpolation": 11, "sr256": 12, "sr1024": 13}  # base has the clip's own
 
 
 def continue_clips(
-    stage: str,
+    plan: PlannedStage,
     model: Path,
     before: ClipStore,
     settings: GenerateSettings,
@@ -52,42 +53,105 @@ def continue_clips(
     Memory does not depend on their number. Noise, of the sample and of the augmentation, is a function of (seed, clip,
     stage). Raises UserError for a prior other than the stage's, unless that is asked for.
     """
-    info, own = load_stage_info(model), settings.later(stage)
-    condition = condition_from_config(info.condition)
-    assert condition is not None  # `plan_cascade` saw to it
-    prior = sampling_prior(prior_from_config(info.noise), own, f"generate.{stage}")
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    denoise = _tiled(load_denoiser(model, device, settings.compile), own, stage)
-    if autoencoder is not None:
-        autoencoder.to(device)
-    null, tells_fps = embeddings.null(device), read_json(model / "temporal.json").get("fps")
-    clips, place = before.clips(), 0
-    while batch := list(islice(clips, own.batch_size)):
-        draws = [(settings.seed, place + i, _SEED_OF_STAGE[stage]) for i in range(len(batch))]
-        seeds, augmentation = ([mix_seed(*draw, use) for draw in draws] for use in (0, 1))
-        cond = {
-            name: value.to(device)
-            for name, value in caption_conditioning([item.caption for item in batch], embeddings).items()
-        }
-        if tells_fps:
-            cond["fps"] = torch.full((len(batch),), info.fps or before.manifest.fps, device=device)
-        small = _encoded(np.stack([item.clip.video for item in batch]), autoencoder, device)
-        with torch.inference_mode(), sampling_precision(settings, device):
-            cond |= given(condition, small, info.shape, own.noise_level, augmentation)
-            videos = sample_batch(
-                denoise, prior, own.sampler, cond, null, info.shape, seeds, autoencoder, f"generate.{stage}"
-            ).cpu()
+    stage = _Stage.open(plan, model, settings, autoencoder)
+    null, place = embeddings.null(stage.device), 0
+    clips, size = before.clips(), settings.later(plan.name).batch_size
+    while batch := list(islice(clips, size)):
+        captions = [item.caption for item in batch]
+        cond = {k: v.to(stage.device) for k, v in caption_conditioning(captions, embeddings).items()}
+        stored = torch.from_numpy(np.stack([item.clip.video for item in batch])).to(stage.device)
+        with torch.inference_mode(), sampling_precision(settings, stage.device):
+            videos = stage.sample(as_sampled(stored, autoencoder), cond, null, place).cpu()
         for item, video in zip(batch, videos, strict=True):
             yield replace(item, clip=replace(item.clip, video=video.numpy(), fps=None))
         place += len(batch)
 
 
+@dataclass(frozen=True)
+class _Stage:
+    plan: PlannedStage
+    info: StageInfo
+    condition: Condition
+    prior: NoisePrior
+    denoise: Denoise
+    settings: GenerateSettings
+    autoencoder: Autoencoder | None
+    device: torch.device
+    tells_fps: bool
+
+    @classmethod
+    def open(
+        cls, plan: PlannedStage, model: Path, settings: GenerateSettings, autoencoder: Autoencoder | None
+    ) -> _Stage:
+        info, own = load_stage_info(model), settings.later(plan.name)
+        condition = condition_from_config(info.condition)
+        assert condition is not None  # `plan_cascade` saw to it
+        device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        if autoencoder is not None:
+            autoencoder.to(device)
+        return cls(
+            plan=plan,
+            info=info,
+            condition=condition,
+            prior=sampling_prior(prior_from_config(info.noise), own, f"generate.{plan.name}"),
+            denoise=_tiled(
+                load_denoiser(model, device, settings.compile), own, plan.name, info.frame_by_frame
+            ),
+            settings=settings,
+            autoencoder=autoencoder,
+            device=device,
+            tells_fps=bool(read_json(model / "temporal.json").get("fps")),
+        )
+
+    def sample(self, small: Tensor, cond: dict[str, Tensor], null: Conditioning, place: int) -> Tensor:
+        """Clips (B, T, H, W, 3) uint8 from those of the stage before, (B, C, t, h, w), the first of them at `place`."""
+        plan, own = self.plan, self.settings.later(self.plan.name)
+        draws = [(self.settings.seed, place + i, _SEED_OF_STAGE[plan.name]) for i in range(len(small))]
+        if self.tells_fps:
+            cond = cond | {"fps": torch.full((len(small),), self.info.fps or 0.0, device=self.device)}
+
+        def of_window(first: int) -> dict[str, Tensor]:
+            seeds = [mix_seed(*draw, 1, first) for draw in draws]
+            return given(self.condition, small, self.info.shape, own.noise_level, seeds, first)
+
+        windows = Windows(plan.frames, plan.overlap, of_window) if plan.frames > plan.window else None
+        return sample_batch(
+            self.denoise,
+            self.prior,
+            own.sampler,
+            cond if windows else cond | of_window(0),
+            null,
+            self.info.shape,
+            [mix_seed(*draw, 0) for draw in draws],
+            self.autoencoder,
+            section=f"generate.{plan.name}",
+            start=self._start(small),
+            windows=windows,
+        )
+
+    def _start(self, small: Tensor) -> Start | None:
+        video = self.settings.video
+        if video is None or video.stage != self.plan.name or video.sigma is None:
+            return None
+        if isinstance(self.condition, FramesCondition):
+            clip = small.repeat_interleave(self.condition.key_stride, dim=2)[:, :, : self.info.shape[0]]
+        else:
+            clip = low_resolution_channels(small, self.info.shape[1:])
+        return Start(clip, sigma=video.sigma)
+
+
 def given(
-    condition: Condition, small: Tensor, shape: tuple[int, int, int], level: float, seeds: list[int]
+    condition: Condition,
+    small: Tensor,
+    shape: tuple[int, int, int],
+    level: float,
+    seeds: list[int],
+    first: int = 0,
 ) -> dict[str, Tensor]:
     """The network's keyword arguments for clips of the stage before, small (B, C, t, h, w), in a stage of `shape`.
 
-    level: of the noise augmentation; seeds: of its noise, one per clip. Frames of `FramesCondition` are the key frames.
+    level: of the noise augmentation; seeds: of its noise, one per clip. first: the frame of the whole clip with which
+    the network's begins. Frames of `FramesCondition` are the key frames.
     """
     batch, channels = small.shape[:2]
     generators = [torch.Generator(small.device).manual_seed(seed) for seed in seeds]
@@ -96,37 +160,34 @@ def given(
         (batch, channels, *shape), generator=generators, device=small.device, dtype=torch.float32
     )
     if isinstance(condition, LowResolutionCondition):
-        return condition.given(small, levels, noise)
+        return condition.given(small[:, :, first : first + shape[0]], levels, noise)
     assert isinstance(condition, FramesCondition)
     is_given = condition.key_frames(shape[0]).to(small.device).expand(batch, -1)
+    start = first // condition.key_stride
     clip = small.new_zeros((batch, channels, *shape))
-    clip[:, :, is_given[0]] = small
+    clip[:, :, is_given[0]] = small[:, :, start : start + int(is_given[0].sum())]
     return condition.given(clip, is_given, levels, noise)
 
 
-def _encoded(videos: np.ndarray, autoencoder: Autoencoder | None, device: torch.device) -> Tensor:
-    """Stored clips (B, T, H, W, 3) as what the stage samples: pixels in [-1, 1], or the means of their latents."""
-    stored = torch.from_numpy(videos).to(device)
-    if autoencoder is None:
-        return to_float(stored)
-    mean = autoencoder.encode(stored).permute(0, 4, 1, 2, 3).float().chunk(2, dim=1)[0]
-    return autoencoder.scaling.apply(mean)
+def taken_shape(model: Path, autoencoder: Autoencoder | None = None) -> tuple[int, int, int]:
+    """(frames, height, width), in pixels, of the clips that the stage in `model` takes."""
+    info = load_stage_info(model)
+    condition, (frames, height, width) = condition_from_config(info.condition), info.shape
+    enlarged = autoencoder.downsampling if autoencoder else 1
+    if isinstance(condition, FramesCondition):
+        return (frames - 1) // condition.key_stride + 1, enlarged * height, enlarged * width
+    assert isinstance(condition, LowResolutionCondition)
+    return frames, enlarged * height // condition.scale, enlarged * width // condition.scale
 
 
-def _tiled(denoise: Denoise, settings: LaterStageSettings, stage: str) -> Denoise:
-    if settings.tile is None:
-        return denoise
-    from pyoco_pipeline.diffusion.tiles import TiledDenoiser
-
+def _tiled(denoise: Denoise, settings: LaterStageSettings, stage: str, frame_by_frame: bool) -> Denoise:
+    """The denoiser of parts; a stage that was trained on images alone sees every frame as one."""
+    frames, height, width = settings.tile.shape() if settings.tile else (None, None, None)
     overlap = settings.overlap
+    shared = (0 if frame_by_frame else overlap.frames, overlap.height, overlap.width)
+    if (frames, height, width) == (None, None, None) and not frame_by_frame:
+        return denoise
     try:
-        return TiledDenoiser(denoise, settings.tile.shape(), (overlap.frames, overlap.height, overlap.width))
+        return TiledDenoiser(denoise, (1 if frame_by_frame else frames, height, width), shared)
     except ValueError as error:
         raise UserError(f"generate.{stage}.tile and overlap don't go together: {error}") from error
-
-
-def stage_fps(info: StageInfo, before: ClipStore) -> float:
-    """Frames per second of what a stage makes: as it was trained, or as the frames before it say."""
-    condition = condition_from_config(info.condition)
-    times = condition.key_stride if isinstance(condition, FramesCondition) else 1
-    return info.fps or times * before.manifest.fps

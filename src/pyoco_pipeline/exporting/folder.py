@@ -26,11 +26,12 @@ from pyoco_pipeline.errors import UserError
 from pyoco_pipeline.exporting.card import Card, Parent, licence_note
 from pyoco_pipeline.exporting.components import CaptionEncoder, VideoModel
 from pyoco_pipeline.exporting.pipeline import Sampling, VideoPipeline
-from pyoco_pipeline.generation import check_thresholding, open_denoiser, sampling_prior
+from pyoco_pipeline.generation import open_denoiser, sampling_prior
 from pyoco_pipeline.models import load_stage_info
 from pyoco_pipeline.models.autoencoder import Autoencoder, check_autoencoder
 from pyoco_pipeline.models.text import EMBEDDED
 from pyoco_pipeline.noise import prior_from_config
+from pyoco_pipeline.sampling import check_thresholding
 
 PIPELINE = f'''"""A video pipeline for diffusers; its code is the package pyoco_pipeline."""
 

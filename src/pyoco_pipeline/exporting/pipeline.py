@@ -19,9 +19,9 @@ from pyoco_pipeline.config import SamplerSettings
 from pyoco_pipeline.data.order import mix_seed
 from pyoco_pipeline.errors import UserError
 from pyoco_pipeline.exporting.components import CaptionEncoder, VideoModel
-from pyoco_pipeline.generation import sample_batch
 from pyoco_pipeline.models.autoencoder import Autoencoder
 from pyoco_pipeline.noise import NoisePrior, prior_from_config
+from pyoco_pipeline.sampling import sample_batch
 from pyoco_pipeline.training.settings import Positive, Seed, Settings
 
 Frames = list[list[Image.Image]] | np.ndarray | Tensor

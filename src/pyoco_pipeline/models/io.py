@@ -45,7 +45,8 @@ class StageInfo:
     loss, and of EDM's parametrisation; data_sha256: of the clips; text_encoder_sha256: of the encoder whose embeddings
     condition it; parametrisation: its configuration, {"kind": ...}; sigma_range: the noise levels that an expert was
     trained on, None for infinity; autoencoder_sha256: of the one whose latents it was trained on, None for pixels;
-    condition: what it is given of a clip, {"kind": ...}, None for nothing; fps: of its clips, frames per second.
+    condition: what it is given of a clip, {"kind": ...}, None for nothing; fps: of its clips, frames per second;
+    frame_by_frame: whether it was trained on images alone, and its temporal modules not at all.
     """
 
     stage: str
@@ -63,6 +64,7 @@ class StageInfo:
     autoencoder_sha256: str | None = None
     condition: dict[str, Any] | None = None
     fps: float | None = None
+    frame_by_frame: bool = False
 
 
 def sha256_of(path: Path) -> str:

@@ -111,6 +111,12 @@ class TextEncoder:
             raise ValueError("no captions to encode")
         return tokens, mask
 
+    def cut(self, caption: str) -> str | None:
+        """The end of a caption that is beyond `max_tokens` and not seen; None where all of it is."""
+        ids = self.tokenizer(caption, add_special_tokens=False).input_ids
+        room = self.max_tokens - self.tokenizer.num_special_tokens_to_add()
+        return self.tokenizer.decode(ids[room:]) if len(ids) > room else None
+
     def _embed(self, ids: list[list[int]], width: int) -> tuple[Tensor, Tensor]:
         padded = torch.full((len(ids), width), self.tokenizer.pad_token_id)
         mask = torch.zeros(len(ids), width, dtype=torch.bool)

@@ -17,10 +17,10 @@ from pyoco_pipeline.data.latents import latent_decode, open_autoencoder
 from pyoco_pipeline.data.order import mix_seed
 from pyoco_pipeline.data.views import ClipView
 from pyoco_pipeline.diffusion import Denoise
-from pyoco_pipeline.generation import sample_batch
 from pyoco_pipeline.models import VideoUNet
 from pyoco_pipeline.noise import NoisePrior
 from pyoco_pipeline.reporting.contact_sheet import contact_sheet
+from pyoco_pipeline.sampling import sample_batch
 from pyoco_pipeline.training.stages import stage_condition, stage_view
 
 _SAMPLER = SamplerSettings(solver="euler", steps=12, guidance_scale=2.0)

@@ -122,6 +122,7 @@ def train_video_model(
         _stage_info(stage, objective, store, embeddings, settings.train),
         shape=stage_shape(settings, store),
         fps=store.manifest.fps / view.stride,
+        frame_by_frame=settings.train.image_share == 1,
     )
     options = batch_options(settings.train, with_fps=model.options.fps)
     history = train(

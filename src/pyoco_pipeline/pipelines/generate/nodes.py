@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from contextlib import ExitStack
 from functools import partial
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +12,7 @@ import numpy as np
 
 from pyoco_pipeline.config import GenerateSettings
 from pyoco_pipeline.datasets.folder import FolderWriter
+from pyoco_pipeline.pipelines.generate.user_clips import captioned, user_clips
 
 
 def check_cascade(
@@ -21,7 +24,8 @@ def check_cascade(
     from pyoco_pipeline.data.latents import training_store
 
     plan = plan_cascade(models, generate, TextEmbeddings(text_embeddings).encoder_sha256)
-    check_made_of(plan[0], training_store(clips, latents))
+    if plan[0].name == "base":
+        check_made_of(plan[0], training_store(clips, latents))
     return as_json(plan)
 
 
@@ -34,24 +38,63 @@ def sample_clips(
     latents: Path,
 ) -> FolderWriter:
     """Sample clips with the base stage and its own prior, kept losslessly as a folder of clips."""
+    from pyoco_pipeline.cascade.folders import write_none
     from pyoco_pipeline.cascade.plan import from_json
-    from pyoco_pipeline.data.clips import CaptionedClip, Clip, ClipStore, write_clips
+    from pyoco_pipeline.data.clips import ClipStore
     from pyoco_pipeline.data.embeddings import TextEmbeddings
     from pyoco_pipeline.data.latents import open_autoencoder, training_store
-    from pyoco_pipeline.generation import generate_clips
 
-    store = ClipStore(clips)
-    asked, base = prompts_to_sample(generate, store), from_json(cascade)[0]
-    captions, embeddings = [caption for caption, _ in asked], TextEmbeddings(text_embeddings)
-    autoencoder, fps = open_autoencoder(training_store(clips, latents)), base.fps or store.manifest.fps
-    videos = generate_clips(model, generate, captions, embeddings, base.shape, autoencoder, fps)
-    sampled = (
-        CaptionedClip(Clip(f"generated-{i:06d}", video.numpy(), attributes), caption, "generated")
-        for i, (video, (caption, attributes)) in enumerate(zip(videos, asked, strict=True))
+    store, base = ClipStore(clips), from_json(cascade)[0]
+    if base.name != "base":
+        return partial(write_none, stage="base")
+    autoencoder = open_autoencoder(training_store(clips, latents))
+    return partial(
+        _write_base,
+        generate=generate,
+        base=base,
+        model=model,
+        store=store,
+        embeddings=TextEmbeddings(text_embeddings),
+        autoencoder=autoencoder,
     )
-    enlarged = autoencoder.downsampling if autoencoder else 1
-    shape = (base.frames, enlarged * base.height, enlarged * base.width)
-    return partial(write_clips, clips=sampled, kind=store.manifest.kind, shape=shape, fps=fps)
+
+
+def _write_base(
+    folder: Path,
+    generate: GenerateSettings,
+    base: Any,
+    model: Path,
+    store: Any,
+    embeddings: Any,
+    autoencoder: Any,
+) -> None:
+    from pyoco_pipeline.data.clips import CaptionedClip, Clip, write_clips
+    from pyoco_pipeline.generation import Material, generate_clips
+
+    shape, fps = _pixels(base, autoencoder), base.fps or store.manifest.fps
+    with ExitStack() as stack:
+        material = None
+        asked = prompts_to_sample(generate, store) if generate.video is None else []
+        if generate.video is not None:
+            given = stack.enter_context(user_clips(generate, shape))
+            asked = captioned(generate, given)
+            own = [item.clip.video for item in islice(given.clips(), generate.num_clips)]
+            material = Material(own, generate.video.sigma, generate.video.keep_frames)
+        videos = generate_clips(
+            model,
+            generate,
+            [caption for caption, _ in asked],
+            embeddings,
+            (base.window, base.height, base.width),
+            autoencoder,
+            fps,
+            material,
+        )
+        sampled = (
+            CaptionedClip(Clip(f"generated-{i:06d}", video.numpy(), attributes), caption, "generated")
+            for i, (video, (caption, attributes)) in enumerate(zip(videos, asked, strict=True))
+        )
+        write_clips(folder, sampled, kind=store.manifest.kind, shape=shape, fps=fps)
 
 
 def continue_clips(
@@ -65,26 +108,58 @@ def continue_clips(
     name: str,
 ) -> FolderWriter:
     """The clips of the stages before, newest first, as this stage makes them; a note where it has no part."""
-    from pyoco_pipeline.cascade.folders import is_none, write_none
+    from pyoco_pipeline.cascade.folders import write_none
     from pyoco_pipeline.cascade.plan import from_json
-    from pyoco_pipeline.cascade.sampling import continue_clips as sample
-    from pyoco_pipeline.data.clips import ClipStore, write_clips
     from pyoco_pipeline.data.embeddings import TextEmbeddings
     from pyoco_pipeline.data.latents import open_autoencoder, training_store
 
     planned = {stage.name: stage for stage in from_json(cascade)}.get(name)
     if planned is None:
         return partial(write_none, stage=name)
-    newest = ClipStore(next(folder for folder in before if not is_none(folder)))
-    autoencoder = open_autoencoder(training_store(clips, latents))
-    enlarged = autoencoder.downsampling if autoencoder else 1
     return partial(
-        write_clips,
-        clips=sample(name, model, newest, generate, TextEmbeddings(text_embeddings), autoencoder),
-        kind=newest.manifest.kind,
-        shape=(planned.frames, enlarged * planned.height, enlarged * planned.width),
-        fps=planned.fps or newest.manifest.fps,
+        _write_later,
+        generate=generate,
+        planned=planned,
+        model=model,
+        before=before,
+        embeddings=TextEmbeddings(text_embeddings),
+        autoencoder=open_autoencoder(training_store(clips, latents)),
     )
+
+
+def _write_later(
+    folder: Path,
+    generate: GenerateSettings,
+    planned: Any,
+    model: Path,
+    before: tuple[Path, ...],
+    embeddings: Any,
+    autoencoder: Any,
+) -> None:
+    from pyoco_pipeline.cascade.folders import is_none
+    from pyoco_pipeline.cascade.sampling import continue_clips as sample
+    from pyoco_pipeline.cascade.sampling import taken_shape
+    from pyoco_pipeline.data.clips import ClipStore, write_clips
+
+    with ExitStack() as stack:
+        if generate.video is not None and generate.video.stage == planned.name:
+            shape = taken_shape(model, autoencoder)
+            newest = stack.enter_context(user_clips(generate, shape))
+        else:
+            newest = ClipStore(next(path for path in before if not is_none(path)))
+        write_clips(
+            folder,
+            sample(planned, model, newest, generate, embeddings, autoencoder),
+            kind=newest.manifest.kind,
+            shape=_pixels(planned, autoencoder),
+            fps=planned.fps or newest.manifest.fps,
+        )
+
+
+def _pixels(stage: Any, autoencoder: Any) -> tuple[int, int, int]:
+    """(frames, height, width) of what a stage makes, in pixels."""
+    enlarged = autoencoder.downsampling if autoencoder else 1
+    return stage.frames, enlarged * stage.height, enlarged * stage.width
 
 
 def take_last(*stages: Path) -> FolderWriter:
