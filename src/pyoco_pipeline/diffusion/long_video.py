@@ -1,6 +1,6 @@
 """Clips longer than a model was trained on: window by window, on one endless stream of correlated noise."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from itertools import islice
 from typing import Any
@@ -24,6 +24,7 @@ def sample_long(
     generator: Generators = None,
     device: torch.device | str | None = None,
     dtype: torch.dtype = torch.float32,
+    given: Callable[[int], dict[str, Any]] | None = None,
     **options: Any,
 ) -> Iterator[Tensor]:
     """Clips of num_frames, as their new frames (B, C, n, H, W), window by window; memory is that of one window.
@@ -32,6 +33,7 @@ def sample_long(
         T - overlap: its first `overlap` frames are the last ones of the window before (`KnownFrames`).
     num_frames: as `reachable` allows. overlap: from 0 to T - 1.
     generator: one, or B of them to make a clip independent of its batch. dtype: as in `sample`.
+    given: the further conditions of the window that begins at a frame, such as its part of a low-resolution clip.
     options: the further arguments of `sample`, conditions among them, which are the same in every window.
 
     The noise is `prior.stream`: any T frames in a row have the law that the model was trained with, and a frame starts
@@ -62,7 +64,8 @@ def sample_long(
         dtype=dtype,
         **options,
     )
-    return _windows(denoise, solve, frames, windows, window_shape[2], overlap)
+    of_window = given or (lambda first: {})
+    return _windows(denoise, solve, frames, windows, window_shape[2], overlap, of_window)
 
 
 def reachable(num_frames: int, window: int, overlap: int) -> int:
@@ -86,17 +89,23 @@ def reachable(num_frames: int, window: int, overlap: int) -> int:
 
 
 def _windows(
-    denoise: Denoise, solve: partial[Tensor], frames: Iterator[Tensor], count: int, window: int, overlap: int
+    denoise: Denoise,
+    solve: partial[Tensor],
+    frames: Iterator[Tensor],
+    count: int,
+    window: int,
+    overlap: int,
+    given: Callable[[int], dict[str, Any]],
 ) -> Iterator[Tensor]:
     stride = window - overlap
     is_known = torch.arange(window) < overlap
     noise = _stacked(frames, window)
-    clip = solve(denoise, start=noise)
+    clip = solve(denoise, start=noise, **given(0))
     yield clip.clone()  # the caller may write into what it gets
-    for _ in range(count - 1):
+    for place in range(1, count):
         noise = torch.cat([noise[:, :, stride:], _stacked(frames, stride)], dim=2)
         clip = clip.roll(-stride, dims=2)  # the frames that both windows see come first
-        clip = solve(KnownFrames(denoise, clip, is_known), start=noise)
+        clip = solve(KnownFrames(denoise, clip, is_known), start=noise, **given(place * stride))
         yield clip[:, :, overlap:].clone()
 
 

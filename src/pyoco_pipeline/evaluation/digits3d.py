@@ -22,7 +22,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from pyoco_pipeline.data.digits import COLOURS, DIRECTIONS, SPEEDS, plan_clips, render_clips
+from pyoco_pipeline.data.digits import (
+    COLOURS,
+    DIRECTIONS,
+    SPEEDS,
+    STEPS_PER_SECOND,
+    plan_clips,
+    render_clips,
+)
 from pyoco_pipeline.errors import UserError
 from pyoco_pipeline.evaluation.settings import MIN_FRAMES, Digits3DTraining
 
@@ -97,6 +104,11 @@ class Digits3DNet(nn.Module):
 
     def forward(self, x: Tensor) -> dict[str, Tensor]:
         return self.classify(self.features(x))
+
+
+def frames_per_step(fps: float) -> int:
+    """How many frames a step of moving digits has: Digits3D reads clips of one, as it was trained."""
+    return max(1, round(fps / STEPS_PER_SECOND))
 
 
 def prepare(video: Tensor | np.ndarray) -> Tensor:

@@ -197,11 +197,11 @@ def _choices(
 ) -> list[dict[str, ReaderChoice]]:
     """What is read in the generated, the held-out and the reference clips."""
     captioned = "clipsim" not in wanted or all(item.caption for item in reference.clips(split))
-    keep = settings.extrapolate
+    keep, fps = settings.extrapolate, reference.manifest.fps
     return [
-        choose_readers(wanted, settings, keep=True),
-        choose_readers(wanted, settings, keep=keep and halves, captioned=captioned),
-        choose_readers(wanted, settings, keep=keep, distances_only=True),
+        choose_readers(wanted, settings, fps=fps, keep=True),
+        choose_readers(wanted, settings, fps=fps, keep=keep and halves, captioned=captioned),
+        choose_readers(wanted, settings, fps=fps, keep=keep, distances_only=True),
     ]
 
 

@@ -12,7 +12,7 @@ import torch
 
 from pyoco_pipeline.data.clips import ClipStore
 from pyoco_pipeline.errors import UserError
-from pyoco_pipeline.evaluation.digits3d import CLASSES, MIN_FRAMES
+from pyoco_pipeline.evaluation.digits3d import CLASSES, MIN_FRAMES, frames_per_step
 from pyoco_pipeline.evaluation.extractor_registry import open_extractor
 from pyoco_pipeline.evaluation.extractors import Digits3D, Lite0
 from pyoco_pipeline.evaluation.metric_table import TABLE
@@ -127,8 +127,10 @@ def _digits_refusals(generated: ClipStore, reference: ClipStore, num_frames: int
         kind = others[0].manifest.kind
         reason = f"Digits3D reads moving digits only, and {others[0].folder} holds clips of kind {kind}."
         return dict.fromkeys(DIGITS_METRICS, reason)
-    if num_frames < MIN_FRAMES:
-        reason = f"Digits3D needs clips of at least {MIN_FRAMES} frames, and these have {num_frames}."
+    stride = frames_per_step(reference.manifest.fps)
+    if -(-num_frames // stride) < MIN_FRAMES:
+        needed = (MIN_FRAMES - 1) * stride + 1
+        reason = f"Digits3D needs clips of at least {needed} frames, and these have {num_frames}."
         return dict.fromkeys(DIGITS_METRICS, reason)
     if missing := [k for k in CLASSES if k not in next(generated.clips()).clip.attributes]:
         return {"caption_accuracy": f"The clips in {generated.folder} do not say their {', '.join(missing)}."}
@@ -139,12 +141,13 @@ def _digits_refusals(generated: ClipStore, reference: ClipStore, num_frames: int
 class ReaderChoice:
     """What is taken from one extractor of the table, None for pixels: `readers.Reader` without the network.
 
-    arrays: of numbers per clip; keep: the features themselves.
+    arrays: of numbers per clip; keep: the features themselves; stride: of the frames that it sees.
     """
 
     extractor: str | None
     arrays: tuple[str, ...] = ()
     keep: bool = False
+    stride: int = 1
 
 
 def choose_readers(
@@ -154,11 +157,12 @@ def choose_readers(
     keep: bool,
     captioned: bool = True,
     distances_only: bool = False,
+    fps: float,
 ) -> dict[str, ReaderChoice]:
     """Extractor's name in the table -> what these metrics need of it.
 
     keep: the features for intervals and extrapolation, where these are asked for; kernel distances keep theirs anyway.
-    captioned: whether the clips have captions to compare with. distances_only: of the reference, which has no scores.
+    fps: of the clips. captioned: whether the clips have captions to compare with. distances_only: of the reference, which has no scores.
     """
     keep = keep and bool(settings.bootstrap or settings.extrapolate)
     choices: dict[str, ReaderChoice] = {}
@@ -173,7 +177,8 @@ def choose_readers(
                 continue
             arrays = ()
         keeps = "kernel" in kinds or (keep and "frechet" in kinds)
-        choices[key or "pixels"] = ReaderChoice(key, arrays, keeps)
+        stride = frames_per_step(fps) if key == "digits3d" else 1
+        choices[key or "pixels"] = ReaderChoice(key, arrays, keeps, stride)
     return choices
 
 
@@ -187,7 +192,7 @@ def _reader(choice: ReaderChoice, extractors: Extractors) -> Reader:
     if choice.extractor is None:
         return PixelReader()
     if choice.extractor == "digits3d":
-        return DigitsReader(extractors.digits3d, choice.keep)
+        return DigitsReader(extractors.digits3d, choice.keep, choice.stride)
     if choice.extractor == "lite0":
         return FrameReader(extractors.lite0, fid_frames, choice.arrays, choice.keep)
     extractor = extractors.published[choice.extractor]

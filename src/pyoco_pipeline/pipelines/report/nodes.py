@@ -107,9 +107,11 @@ def _generated(generated_clips: Path, videos: Path) -> list[Any]:
     items = store.take(limit=len(files))
     readings: list[dict[str, str] | None] = [None] * len(items)
     if store.manifest.kind == "moving_digits":
+        from pyoco_pipeline.evaluation.digits3d import frames_per_step
         from pyoco_pipeline.evaluation.extractors import Digits3D
 
-        readings = list(Digits3D().read(np.stack([item.clip.video for item in items])))
+        stride = frames_per_step(store.manifest.fps)
+        readings = list(Digits3D().read(np.stack([item.clip.video[::stride] for item in items])))
     return [
         ReportClip.from_file(path, item.caption, readback=reading, asked=item.clip.attributes)
         for path, item, reading in zip(files, items, readings, strict=True)
