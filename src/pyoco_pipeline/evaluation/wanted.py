@@ -162,7 +162,8 @@ def choose_readers(
     """Extractor's name in the table -> what these metrics need of it.
 
     keep: the features for intervals and extrapolation, where these are asked for; kernel distances keep theirs anyway.
-    fps: of the clips. captioned: whether the clips have captions to compare with. distances_only: of the reference, which has no scores.
+    captioned: whether the clips have captions to compare with. distances_only: of the reference, which has no scores.
+    fps: of the clips.
     """
     keep = keep and bool(settings.bootstrap or settings.extrapolate)
     choices: dict[str, ReaderChoice] = {}
