@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import os
 import shutil
 import subprocess
@@ -10,13 +11,14 @@ import sys
 import traceback
 from pathlib import Path
 
+import click
 import pytest
 import tiny
 import video_files as vf
 from click.testing import Result
 from projects import kedro_run, make_project, tree
 
-from pyoco_pipeline.cli import user_message
+from pyoco_pipeline.cli import split_params, user_message
 from pyoco_pipeline.data.clips import CaptionedClip, ClipStore, write_clips
 from pyoco_pipeline.data.embeddings import TextEmbeddings
 from pyoco_pipeline.data.latents import write_latents
@@ -301,3 +303,33 @@ def test_the_installed_command_ends_with_status_one(project: Path, verbose: bool
     if not verbose:
         assert done.stderr.count("kedro run --pipelines ingest` first") == 1
     assert tree(project / "data") == {}
+
+
+@pytest.mark.parametrize(
+    ("given", "read"),
+    [
+        ("a.b=1,c=x", {"a": {"b": 1}, "c": "x"}),
+        (
+            "g.prompts=[a red digit 3, a blue digit 5],g.seed=1",
+            {"g": {"prompts": ["a red digit 3", "a blue digit 5"], "seed": 1}},
+        ),
+        ("buckets=[[16, 32],[32, 16]]", {"buckets": [[16, 32], [32, 16]]}),
+        (
+            "experts=[{model: a, sigma_max: 1}, {sigma_min: 1}]",
+            {"experts": [{"model": "a", "sigma_max": 1}, {"sigma_min": 1}]},
+        ),
+        ("caption='one, two',alpha=.inf", {"caption": "one, two", "alpha": math.inf}),
+        ("p=[a dog's tail],seed=1", {"p": ["a dog's tail"], "seed": 1}),
+        ("", {}),
+    ],
+)
+def test_params_may_hold_lists(given: str, read: dict[str, object]) -> None:
+    context, option = click.Context(click.Command("run")), click.Option(["--params"])
+    assert split_params(context, option, given) == read
+
+
+@pytest.mark.parametrize("given", ["alpha", "=1", "a=[1, 2"])
+def test_params_without_key_or_value_end_with_a_sentence(given: str) -> None:
+    context, option = click.Context(click.Command("run")), click.Option(["--params"])
+    with pytest.raises(click.UsageError, match="--params"):
+        split_params(context, option, given)

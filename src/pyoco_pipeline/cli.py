@@ -5,10 +5,12 @@ from __future__ import annotations
 import logging
 import re
 import sys
+from copy import copy
 from typing import Any
 
 import click
 from kedro.framework.cli.project import run as kedro_run
+from yaml import YAMLError
 
 from pyoco_pipeline.errors import UserError
 
@@ -51,7 +53,6 @@ def _message(error: BaseException) -> str | None:
     from kedro.config import MissingConfigException
     from kedro.validation.exceptions import ParameterValidationError
     from omegaconf.errors import OmegaConfBaseException
-    from yaml import YAMLError
 
     if isinstance(error, UserError):
         return str(error)
@@ -88,12 +89,57 @@ def _parameter_message(text: str) -> str:
     return "wrong parameters in conf/ or --params: " + ("; ".join(wrong) or text)
 
 
+def split_params(ctx: click.Context, param: click.Parameter, value: Any) -> Any:
+    """`--params` as Kedro reads them, but a comma inside of brackets, braces or quotes parts no parameters.
+
+    So lists can be given: `--params "generate.prompts=[a red digit 3, a blue digit 5],generate.seed=1"`.
+    """
+    from omegaconf import OmegaConf
+    from omegaconf.errors import OmegaConfBaseException
+
+    if isinstance(value, dict):
+        return value
+    items = _items(value or "")
+    for item in items:
+        if not item.partition("=")[1] or not item.partition("=")[0].strip():
+            ctx.fail(f"--params has {item!r}: expected a key and a value, as in generate.seed=1.")
+    try:
+        return OmegaConf.to_container(
+            OmegaConf.from_dotlist([re.sub(r"\s*=\s*", "=", i, count=1) for i in items])
+        )
+    except (OmegaConfBaseException, YAMLError) as error:
+        ctx.fail(f"--params can't be read: {error}")
+
+
+def _items(text: str) -> list[str]:
+    """The parts of a text between commas that stand outside of brackets, braces and quotes."""
+    items, depth, quote = [""], 0, ""
+    for letter in text:
+        if letter == "," and not depth and not quote:
+            items.append("")
+            continue
+        # An apostrophe within a word quotes nothing.
+        if quote or (letter in "\"'" and items[-1].rstrip()[-1:] in ("", "=", "[", "{", ":", ",")):
+            quote = "" if letter == quote else quote or letter
+        else:
+            depth += (letter in "[{") - (letter in "]}")
+        items[-1] += letter
+    return [item.strip() for item in items if item.strip()]
+
+
+def _own(option: click.Parameter) -> click.Parameter:
+    if option.name == "params":
+        option = copy(option)
+        option.callback = split_params
+    return option
+
+
 cli.add_command(
     click.Command(
         name="run",
         help=kedro_run.help,
         params=[
-            *kedro_run.params,
+            *map(_own, kedro_run.params),
             click.Option(["--verbose"], is_flag=True, help="Show the traceback of every error."),
         ],
         callback=_run,
