@@ -76,6 +76,16 @@ def export_stage(
             "generate.experts names several models, and export writes one: leave generate.experts out to export the "
             f"stage in {model} alone."
         )
+    if info.condition is not None:
+        raise UserError(
+            f"{model} was trained with condition.kind={info.condition['kind']}, whose inputs a diffusers pipeline does "
+            "not give it: export writes stages that are given nothing but text."
+        )
+    for key in ("video", "num_frames"):
+        if getattr(generate, key) is not None:
+            raise UserError(
+                f"generate.{key} is set, which an exported pipeline does not do: set it to null for export."
+            )
     check_autoencoder(model, autoencoder.sha256 if autoencoder else None)
     check_thresholding(generate.sampler, autoencoder)
     open_denoiser(model, generate, torch.device("cpu"))  # ends here, in a sentence, where it does not load

@@ -34,7 +34,8 @@ def export_model(
     from pyoco_pipeline.models import load_stage_info
 
     store, trained = ClipStore(clips), training_store(clips, latents)
-    found, data = trained.manifest.sha256, load_stage_info(model).data_sha256
+    info = load_stage_info(model)
+    found, data = trained.manifest.sha256, info.data_sha256
     if found != data:
         raise UserError(
             f"{model} was trained on clips with the sha256 {data[:12]}…, those in {trained.folder} have "
@@ -47,7 +48,7 @@ def export_model(
         generate=generate,
         prompts=[caption for caption, _ in prompts_to_sample(generate, store)],
         embeddings=TextEmbeddings(text_embeddings),
-        fps=store.manifest.fps,
+        fps=info.fps or store.manifest.fps,
         parent=find_parent(pretrain_image.init, export.license, model),
         metrics=_metrics(work / "metrics.json", model, store.manifest.sha256),
         autoencoder=open_autoencoder(trained),
