@@ -17,9 +17,9 @@ from pyoco_pipeline.config import PretrainImageSettings, StageSettings
 from pyoco_pipeline.data.batches import BatchOptions, ClipBatches
 from pyoco_pipeline.data.clips import ClipStore
 from pyoco_pipeline.data.embeddings import TextEmbeddings
-from pyoco_pipeline.data.latents import autoencoder_sha256, latent_decode, sample_channels
+from pyoco_pipeline.data.latents import autoencoder_sha256, latent_decode
 from pyoco_pipeline.data.views import ClipView, view_of
-from pyoco_pipeline.diffusion import EDM, Denoise, Parametrisation, parametrisation_from_config
+from pyoco_pipeline.diffusion import EDM, Denoise, parametrisation_from_config
 from pyoco_pipeline.errors import UserError
 from pyoco_pipeline.models import (
     FrameByFrame,
@@ -28,21 +28,15 @@ from pyoco_pipeline.models import (
     StageInfo,
     VideoUNet,
     choose_trainable,
-    inflate,
-    load_image_model,
-    load_video_model,
     save_image_model,
     save_video_model,
 )
-from pyoco_pipeline.models.autoencoder import check_autoencoder
 from pyoco_pipeline.models.frame_by_frame import ImageUNet
-from pyoco_pipeline.models.io import image_config, read_json, weights_sha256
-from pyoco_pipeline.models.parametrisation import check_channels, read_parametrisation, save_scheduler
-from pyoco_pipeline.models.scratch import build_image_unet
-from pyoco_pipeline.models.shipped import FOLDER as SHIPPED
-from pyoco_pipeline.models.shipped import load_shipped
-from pyoco_pipeline.noise import IIDNoise
+from pyoco_pipeline.models.io import weights_sha256
+from pyoco_pipeline.models.parametrisation import save_scheduler
+from pyoco_pipeline.noise import IIDNoise, NoisePrior
 from pyoco_pipeline.training.checkpoint import History, mark_finished
+from pyoco_pipeline.training.initial_model import initial_image_model, initial_video_model
 from pyoco_pipeline.training.settings import TrainSettings
 from pyoco_pipeline.training.trainer import Objective, train
 
@@ -61,15 +55,10 @@ def train_image_model(
     store: of the clips, or of their latents. Raises UserError where the model that training starts from is of the
     other kind, of another text width or another schedule than its folder says.
     """
-    if settings.init != "scratch":
-        _check_space(SHIPPED if settings.init == "shipped" else Path(settings.init), store)
     view = view_of(store, settings.clip.shape() if settings.clip else None)
     size = store.shape[1] // view.scale, store.shape[2] // view.scale
-    model = _image_model(settings, store, embeddings, size)
-    _check_text_width(model, embeddings)
+    model, parametrisation = initial_image_model(settings, store, embeddings, size)
     run = settings.train.model_copy(update={"image_share": 1.0})
-    parametrisation = _image_parametrisation(settings)
-    check_channels(parametrisation, model, settings.init, _channels(model, store))
     objective = Objective(IIDNoise(), settings.sigma, settings.sigma_data, parametrisation)
     info = replace(
         _stage_info("image", objective, store, embeddings, run),
@@ -106,21 +95,22 @@ def train_video_model(
     settings.clip says. inflation: of an image model that settings.init names. Raises UserError where model, clips and
     what the stage is given do not fit together.
     """
-    view = stage_view(settings, store)
-    condition = stage_condition(settings)
-    _check_condition(condition, settings, stage_shape(settings, store), view)
-    model, parametrisation = _initial_model(settings, init, store, embeddings, condition, inflation)
-    _check_text_width(model.image_model, embeddings)
+    view, shape = stage_view(settings, store), stage_shape(settings, store)
+    condition, prior = stage_condition(settings), settings.noise.prior()
+    _check_condition(condition, settings, store, shape, view)
+    _check_frames(view.crop[0] if view.crop else shape[0], prior, condition)
+    model, parametrisation = initial_video_model(
+        settings, init, store, embeddings, shape[1:], condition, inflation
+    )
     with torch.random.fork_rng():
         torch.manual_seed(settings.train.seed)
         choose_trainable(model, settings.trainable, LoraOptions(**settings.lora.model_dump()))
     _check_images_train(model, settings)
     _speed_up(model, settings.train)
-    prior = settings.noise.prior()
     objective = Objective(prior, settings.sigma, settings.sigma_data, parametrisation, condition)
     info = replace(
         _stage_info(stage, objective, store, embeddings, settings.train),
-        shape=stage_shape(settings, store),
+        shape=shape,
         fps=store.manifest.fps / view.stride,
         frame_by_frame=settings.train.image_share == 1,
     )
@@ -164,84 +154,53 @@ def stage_condition(settings: StageSettings) -> Condition | None:
 
 
 def _check_condition(
-    condition: Condition | None, settings: StageSettings, shape: tuple[int, int, int], view: ClipView
-) -> None:
-    frames, height, width = view.crop or shape
-    if isinstance(condition, FramesCondition):
-        for key, number in (("clip.frames", shape[0]), ("crop.frames", frames)):
-            if condition.masks.get("interpolation") and (number - 1) % condition.key_stride:
-                raise UserError(
-                    f"{key}={number} does not end on a key frame: condition.key_stride={condition.key_stride} needs "
-                    f"a multiple of it and 1 more, such as {number - (number - 1) % condition.key_stride}."
-                )
-        if settings.train.image_share == 1:
-            raise UserError(
-                "train.image_share=1 with condition.kind=frames: an image has no other frame to be given."
-            )
-    if isinstance(condition, LowResolutionCondition) and (
-        height % condition.scale or width % condition.scale
-    ):
-        raise UserError(
-            f"clips of {height}x{width} can't be made condition.scale={condition.scale} times smaller: change "
-            "crop or clip."
-        )
-
-
-def _initial_model(
+    condition: Condition | None,
     settings: StageSettings,
-    init: Path,
     store: ClipStore,
-    embeddings: TextEmbeddings,
-    condition: Condition | None,
-    inflation: InflationOptions | None,
-) -> tuple[VideoUNet, Parametrisation]:
-    """The model that a stage starts from, with the inputs that its condition needs, and what it predicts."""
-    if settings.init == "scratch":
-        assert settings.unet is not None
-        unet = settings.unet.model_dump()
-        image_model = build_image_unet(
-            size=store.shape[1], text_dim=embeddings.dim, channels=sample_channels(store), **unet,
-            seed=settings.train.seed,
-        )  # fmt: skip
-        return _inflated(image_model, store, condition, inflation, settings.train.seed), EDM()
-    folder = Path(settings.init) if settings.init else init
-    _check_space(folder, store)
-    parametrisation = read_parametrisation(folder)
-    if not (folder / "temporal.json").is_file() and settings.init:
-        model = _inflated(load_image_model(folder), store, condition, inflation, settings.train.seed)
-        return model, parametrisation
-    with torch.random.fork_rng():
-        torch.manual_seed(settings.train.seed)
-        model = load_video_model(folder, **_inputs(folder, store, condition))
-    _channels(model.image_model, store, model.options.concat_channels)
-    return model, parametrisation
+    shape: tuple[int, int, int],
+    view: ClipView,
+) -> None:
+    if isinstance(condition, FramesCondition):
+        _check_given_frames(condition, settings, shape[0], view.crop[0] if view.crop else shape[0])
+    elif isinstance(condition, LowResolutionCondition):
+        if store.manifest.autoencoder:
+            raise UserError(
+                "condition.kind=low_resolution is for pixels, since latents can't be made smaller by area: train the "
+                "stage on clips (ingest.autoencoder: null), or give it another condition."
+            )
+        sizes = {(shard.height // view.scale, shard.width // view.scale) for shard in store.manifest.shards}
+        for height, width in [view.crop[1:]] if view.crop else sorted(sizes):
+            if height % condition.scale or width % condition.scale:
+                raise UserError(
+                    f"clips of {height}x{width} can't be made condition.scale={condition.scale} times smaller: change "
+                    "crop or clip."
+                )
 
 
-def _inflated(
-    image_model: ImageUNet,
-    store: ClipStore,
-    condition: Condition | None,
-    inflation: InflationOptions | None,
-    seed: int,
-) -> VideoUNet:
-    blocks = _channels(image_model, store) // sample_channels(store)
-    options = inflation or InflationOptions()
-    if condition is not None:
-        concat = blocks * condition.concat_channels(sample_channels(store))
-        options = replace(options, concat_channels=concat, noise_level=True)
-    with torch.random.fork_rng():
-        torch.manual_seed(seed)
-        return inflate(image_model, **asdict(options))
+def _check_given_frames(
+    condition: FramesCondition, settings: StageSettings, frames: int, seen_frames: int
+) -> None:
+    for key, number in (("clip.frames", frames), ("crop.frames", seen_frames)):
+        if condition.masks.get("interpolation") and (number - 1) % condition.key_stride:
+            nearest = number - (number - 1) % condition.key_stride
+            raise UserError(
+                f"{key}={number} does not end on a key frame: condition.key_stride={condition.key_stride} needs a "
+                f"multiple of it and 1 more, such as {max(nearest, condition.key_stride + 1)}."
+            )
+    if settings.train.image_share == 1 or seen_frames == 1:
+        why = "train.image_share=1" if settings.train.image_share == 1 else "clips of one frame"
+        raise UserError(f"{why} with condition.kind=frames: an image has no other frame to be given.")
 
 
-def _inputs(folder: Path, store: ClipStore, condition: Condition | None) -> dict[str, Any]:
-    """The inputs that a condition needs, as `load_video_model` adds them to the model in `folder`."""
-    if condition is None:
-        return {}
-    config = read_json(image_config(folder))
-    takes = config["in_channels"] - read_json(folder / "temporal.json").get("concat_channels", 0)
-    channels = sample_channels(store)
-    return {"concat_channels": takes // channels * condition.concat_channels(channels), "noise_level": True}
+def _check_frames(frames: int, prior: NoisePrior, condition: Condition | None) -> None:
+    for key, law in (("noise", prior), ("condition.noise", condition.prior if condition else prior)):
+        try:
+            law.covariance(frames)
+        except ValueError as error:
+            raise UserError(
+                f"{key} does not fit clips of {frames} frames: {error} Measure it on clips as long, or take another "
+                "kind."
+            ) from error
 
 
 def _seen(view: ClipView, condition: Condition | None) -> dict[str, Any]:
@@ -260,80 +219,11 @@ def keep_model(folder: Path, model: ImageUNet | VideoUNet, info: StageInfo, chec
     mark_finished(checkpoints)
 
 
-def _image_model(
-    settings: PretrainImageSettings, store: ClipStore, embeddings: TextEmbeddings, size: tuple[int, int]
-) -> ImageUNet:
-    if settings.init == "scratch":
-        height, width = size
-        if height != width:
-            raise UserError(
-                f"pretrain_image.init=scratch makes square models, the clips are {height}x{width}."
-            )
-        unet = settings.unet.model_dump()
-        channels = sample_channels(store)
-        return build_image_unet(
-            size=height, text_dim=embeddings.dim, channels=channels, **unet, seed=settings.train.seed
-        )
-    if settings.init == "shipped":
-        return load_shipped(store.manifest.kind, size, embeddings.encoder_sha256)
-    return load_image_model(settings.init)
-
-
-def _image_parametrisation(settings: PretrainImageSettings) -> Parametrisation:
-    asked = settings.parametrisation.parametrisation() if settings.parametrisation else None
-    if settings.init == "scratch":
-        return asked or EDM()
-    return read_parametrisation(SHIPPED if settings.init == "shipped" else settings.init, asked)
-
-
 def _speed_up(network: FrameByFrame, train: TrainSettings) -> None:
     if train.gradient_checkpointing:
         network.checkpoint_gradients()
     if train.compile:
         network.compile_blocks()
-
-
-def _check_space(init: Path, store: ClipStore) -> None:
-    """UserError where a stage was trained in another space, of pixels or of an autoencoder's latents, than `store` is.
-
-    Only a stage says it; of another folder the number of channels has to tell.
-    """
-    if (init / "stage.json").is_file():
-        check_autoencoder(init, autoencoder_sha256(store))
-
-
-def _channels(model: ImageUNet, store: ClipStore, concatenated: int = 0) -> int:
-    """How many channels the UNet takes of what `store` holds; UserError unless they are its clips' or blocks' of them.
-
-    concatenated: further ones, of another clip.
-    """
-    takes, clips = model.config["in_channels"] - concatenated, sample_channels(store)
-    if takes != clips * math.isqrt(takes // clips) ** 2:
-        latent = store.manifest.autoencoder is not None
-        fix = (
-            "set ingest.autoencoder to null"
-            if latent
-            else "set ingest.autoencoder to the model's autoencoder"
-        )
-        raise UserError(
-            f"the image model takes {takes} channels, and ingest made {'latents' if latent else 'pixels'} of {clips}: "
-            f"{fix}, or take another model."
-        )
-    return takes
-
-
-def _check_text_width(model: ImageUNet, embeddings: TextEmbeddings) -> None:
-    # A model that projects its text first (DeepFloyd IF) has the encoder's width as encoder_hid_dim.
-    width = model.config.get("encoder_hid_dim") or model.config.get("cross_attention_dim")
-    if width is None:
-        raise UserError(
-            f"the image model is a {type(model).__name__}, which takes no text: give a UNet2DConditionModel."
-        )
-    if width != embeddings.dim:
-        raise UserError(
-            f"the image model expects text tokens of width {width}, those of {embeddings.folder} have "
-            f"{embeddings.dim}: set ingest.text_encoder to the encoder it was trained with."
-        )
 
 
 def _check_images_train(model: VideoUNet, settings: StageSettings) -> None:
