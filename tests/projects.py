@@ -58,3 +58,12 @@ def kedro_run(project: Path, *options: str, params: Mapping[str, object] | None 
 def tree(folder: Path) -> dict[str, int]:
     """Every file below a folder with the time of its last change."""
     return {str(p.relative_to(folder)): p.stat().st_mtime_ns for p in folder.rglob("*") if p.is_file()}
+
+
+def only_base(data: Path) -> None:
+    """Say, as `finetune_video` does, that the cascade has no stage but base."""
+    from pyoco_pipeline.cascade.folders import write_none
+    from pyoco_pipeline.pipelines.stages import STAGES
+
+    for stage in STAGES[1:]:
+        write_none(data / "06_models" / stage, stage=stage)

@@ -16,7 +16,7 @@ import pytest
 import tiny
 import video_files as vf
 from click.testing import Result
-from projects import kedro_run, make_project, tree
+from projects import kedro_run, make_project, only_base, tree
 
 from pyoco_pipeline.cli import split_params, user_message
 from pyoco_pipeline.data.clips import CaptionedClip, ClipStore, write_clips
@@ -110,7 +110,7 @@ def test_all_wrong_parameters_are_named_at_once(project: Path, caplog: pytest.Lo
         (["--env", "gpus"], ["conf/gpus", "Environments are the folders of conf/"]),
         (["--nodes", "sample_clip"], ["nodes named ['sample_clip']", "kedro registry describe"]),
         (["--tags", "slow"], ["no nodes", "kedro registry describe"]),
-        (["--namespaces", "sr256"], ["sr256", "kedro registry describe"]),
+        (["--namespaces", "sr512"], ["sr512", "kedro registry describe"]),
     ],
 )
 def test_an_unknown_name_on_the_command_line_is_said(
@@ -243,6 +243,7 @@ def test_sampling_with_another_prior_than_trained_needs_saying_so(
     inflated: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     save_into(inflated / "data/06_models/base", trained_with=MixedNoise(1.0))
+    only_base(inflated / "data")
     other = {"generate.noise.kind": "progressive", "generate.noise.alpha": 2}
     message = sentence(kedro_run(inflated, "--pipelines", "generate", params=other), caplog)
     assert "generate.noise is ProgressiveNoise" in message

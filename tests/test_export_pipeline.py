@@ -11,7 +11,7 @@ import pytest
 import torch
 import yaml
 from diffusers import DiffusionPipeline
-from projects import kedro_run, make_project
+from projects import kedro_run, make_project, only_base
 from tiny import make_embeddings, make_store, make_video_unet, stage_info
 
 from pyoco_pipeline.data.clips import ClipStore
@@ -36,6 +36,7 @@ def project(tmp_path: Path) -> Path:
     write_latents(data / "04_feature/latents", clips=store.folder, autoencoder=None)
     info = stage_info(data_sha256=store.manifest.sha256, noise={"name": "progressive", "alpha": 2.0})
     save_video_model(make_video_unet(), data / "06_models/base", info)
+    only_base(data)
     return project
 
 
