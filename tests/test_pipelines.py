@@ -23,7 +23,7 @@ from pyoco_pipeline.evaluation.settings import Digits3DTraining, EvaluateSetting
 from pyoco_pipeline.pipeline_registry import SPINE, register_pipelines
 
 PACKAGE = REPOSITORY / "src/pyoco_pipeline"
-ENVIRONMENTS = ["base", "gpu", "assets", "ci", "videos", "ucf101", "cascade", "paper"]
+ENVIRONMENTS = ["base", "gpu", "assets", "ci", "videos", "ucf101", "cascade", "gpu_cascade", "paper"]
 SETTINGS = {
     "ingest": config.IngestSettings,
     "pretrain_image": config.PretrainImageSettings,
