@@ -63,7 +63,7 @@ def tree(folder: Path) -> dict[str, int]:
 def only_base(data: Path) -> None:
     """Say, as `finetune_video` does, that the cascade has no stage but base."""
     from pyoco_pipeline.cascade.folders import write_none
-    from pyoco_pipeline.pipelines.stages import STAGES
+    from pyoco_pipeline.cascade.stages import STAGES
 
     for stage in STAGES[1:]:
         write_none(data / "06_models" / stage, stage=stage)

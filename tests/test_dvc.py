@@ -16,9 +16,9 @@ from kedro.framework.session import KedroSession
 from kedro.pipeline import Pipeline
 from projects import REPOSITORY, inside, make_project
 
+from pyoco_pipeline.cascade import stages as cascade
 from pyoco_pipeline.datasets import WorkFolderDataset
 from pyoco_pipeline.pipeline_registry import SPINE, register_pipelines
-from pyoco_pipeline.pipelines import stages as cascade
 
 WRITTEN: dict[str, Any] = yaml.safe_load((REPOSITORY / "dvc.yaml").read_text())["stages"]
 CASCADE = [f"finetune_video@{stage}" for stage in cascade.STAGES]  # DVC's names of a matrix

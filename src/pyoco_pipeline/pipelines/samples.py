@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from itertools import islice
 from pathlib import Path
 
 import torch
@@ -11,12 +12,12 @@ from torch import Tensor
 from pyoco_pipeline.cascade.conditions import Condition
 from pyoco_pipeline.config import SamplerSettings, StageSettings
 from pyoco_pipeline.data.batches import to_float
-from pyoco_pipeline.data.clips import ClipStore
+from pyoco_pipeline.data.clips import CaptionedClip, ClipStore
 from pyoco_pipeline.data.embeddings import TextEmbeddings
 from pyoco_pipeline.data.latents import latent_decode, open_autoencoder
 from pyoco_pipeline.data.order import mix_seed
 from pyoco_pipeline.data.views import ClipView
-from pyoco_pipeline.diffusion import Denoise
+from pyoco_pipeline.diffusion import Denoise, TiledDenoiser
 from pyoco_pipeline.models import VideoUNet
 from pyoco_pipeline.noise import NoisePrior
 from pyoco_pipeline.reporting.contact_sheet import contact_sheet
@@ -33,7 +34,7 @@ class SampleSheet:
 
     store: what is trained on; of latents, what decodes them is loaded at once, so that training does not end without.
     shape: (frames, height, width) of what is sampled. condition: what the stage is given of the test clips, as `view`
-    sees them.
+    sees them. frame_by_frame: whether the network sees every frame as an image.
     """
 
     def __init__(
@@ -46,9 +47,11 @@ class SampleSheet:
         *,
         view: ClipView | None = None,
         condition: Condition | None = None,
+        frame_by_frame: bool = False,
     ) -> None:
         self.folder, self.prior, self.embeddings = folder, prior, embeddings
-        items = store.take(store.unseen_split, _NUM_CLIPS)
+        self.frame_by_frame = frame_by_frame
+        items = _of_most_common_size(store)
         self.captions = [item.caption for item in items]
         self.view, self.condition = view or ClipView(), condition
         _, height, width = store.shape
@@ -70,7 +73,10 @@ class SampleSheet:
         whole = stage_view(stage.model_copy(update={"crop": None}), store)
         frames = whole.num_frames(store.shape[0])
         prior, condition = stage.noise.prior(), stage_condition(stage)
-        return cls(folder, store, embeddings, prior, frames, view=whole, condition=condition)
+        alone = stage.train.image_share == 1
+        return cls(
+            folder, store, embeddings, prior, frames, view=whole, condition=condition, frame_by_frame=alone
+        )
 
     def __call__(self, step: int, denoise: Denoise) -> Path:
         if self.autoencoder is not None:
@@ -100,5 +106,14 @@ class SampleSheet:
             draw = torch.Generator(device).manual_seed(mix_seed(1, places.start))
             cond |= self.condition.of(x0, self.condition.draw(x0.shape, device, draw))
         seeds = [mix_seed(0, i) for i in places]
+        if self.frame_by_frame:
+            denoise = TiledDenoiser(denoise, (1, None, None))
         null = self.embeddings.null(device)
         return sample_batch(denoise, self.prior, _SAMPLER, cond, null, self.shape, seeds, self.autoencoder)
+
+
+def _of_most_common_size(store: ClipStore) -> list[CaptionedClip]:
+    """The first unseen clips of the size that most clips have, which is sampled."""
+    clips = store.clips(store.unseen_split)
+    items = list(islice((item for item in clips if item.clip.video.shape[:3] == store.shape), _NUM_CLIPS))
+    return items or store.take(store.unseen_split, _NUM_CLIPS)

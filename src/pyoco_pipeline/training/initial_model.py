@@ -74,10 +74,11 @@ def initial_video_model(
     a model whose inputs are another condition's.
     """
     seed = settings.train.seed
+    parametrisation: Parametrisation = EDM()
     if settings.init == _SCRATCH:
         assert settings.unet is not None
         image_model = _new(settings.unet, store, embeddings, size, seed, "init")
-        model, parametrisation = _inflated(image_model, store, condition, inflation, seed), EDM()
+        model = _inflated(image_model, store, condition, inflation, seed)
     else:
         folder = Path(settings.init) if settings.init else init
         _check_space(folder, store)

@@ -102,6 +102,7 @@ def train_video_model(
     model, parametrisation = initial_video_model(
         settings, init, store, embeddings, shape[1:], condition, inflation
     )
+    _check_longest(model, shape[0], settings)
     with torch.random.fork_rng():
         torch.manual_seed(settings.train.seed)
         choose_trainable(model, settings.trainable, LoraOptions(**settings.lora.model_dump()))
@@ -113,6 +114,7 @@ def train_video_model(
         shape=shape,
         fps=store.manifest.fps / view.stride,
         frame_by_frame=settings.train.image_share == 1,
+        clips=settings.clips,
     )
     options = batch_options(settings.train, with_fps=model.options.fps)
     history = train(
@@ -201,6 +203,16 @@ def _check_frames(frames: int, prior: NoisePrior, condition: Condition | None) -
                 f"{key} does not fit clips of {frames} frames: {error} Measure it on clips as long, or take another "
                 "kind."
             ) from error
+
+
+def _check_longest(model: VideoUNet, frames: int, settings: StageSettings) -> None:
+    # Training may see parts of clips, of fewer frames; whole ones are sampled.
+    longest = model.options.max_frames
+    if longest and frames > longest and settings.train.image_share < 1:
+        raise UserError(
+            f"the stage makes clips of {frames} frames, the model's relative positions go up to inflate.max_frames="
+            f"{longest}: raise it, or inflate with position=rotary."
+        )
 
 
 def _seen(view: ClipView, condition: Condition | None) -> dict[str, Any]:

@@ -4,8 +4,8 @@ from functools import partial, update_wrapper
 
 from kedro.pipeline import Node, Pipeline
 
+from pyoco_pipeline.cascade.stages import STAGES
 from pyoco_pipeline.pipelines.finetune_video.nodes import fine_tune
-from pyoco_pipeline.pipelines.stages import STAGES
 
 
 def create_pipeline(**_: object) -> Pipeline:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from contextlib import ExitStack
 from functools import partial
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -12,20 +11,21 @@ import numpy as np
 
 from pyoco_pipeline.config import GenerateSettings
 from pyoco_pipeline.datasets.folder import FolderWriter
-from pyoco_pipeline.pipelines.generate.user_clips import captioned, user_clips
+from pyoco_pipeline.pipelines.generate.user_clips import user_clips
 
 
 def check_cascade(
     generate: GenerateSettings, clips: Path, text_embeddings: Path, latents: Path, **models: Path
 ) -> list[dict[str, Any]]:
     """The stages that sample, before any does; an error where they don't fit together."""
-    from pyoco_pipeline.cascade.plan import as_json, check_made_of, plan_cascade
+    from pyoco_pipeline.cascade.plan import as_json, plan_cascade
     from pyoco_pipeline.data.embeddings import TextEmbeddings
     from pyoco_pipeline.data.latents import training_store
+    from pyoco_pipeline.generation import CaptionEmbedder
 
-    plan = plan_cascade(models, generate, TextEmbeddings(text_embeddings).encoder_sha256)
-    if plan[0].name == "base":
-        check_made_of(plan[0], training_store(clips, latents))
+    embeddings = TextEmbeddings(text_embeddings)
+    plan = plan_cascade(models, generate, embeddings.encoder_sha256, training_store(clips, latents))
+    CaptionEmbedder(embeddings).warn_of_long(generate.prompts or ())
     return as_json(plan)
 
 
@@ -76,10 +76,9 @@ def _write_base(
         material = None
         asked = prompts_to_sample(generate, store) if generate.video is None else []
         if generate.video is not None:
-            given = stack.enter_context(user_clips(generate, shape))
-            asked = captioned(generate, given)
-            own = [item.clip.video for item in islice(given.clips(), generate.num_clips)]
-            material = Material(own, generate.video.sigma, generate.video.keep_frames)
+            given = stack.enter_context(user_clips(generate, shape, fps))
+            asked = [(item.caption, item.clip.attributes) for item in given.clips()]
+            material = Material(given.distinct(), generate.video.sigma, generate.video.keep_frames)
         videos = generate_clips(
             model,
             generate,
@@ -122,6 +121,7 @@ def continue_clips(
         planned=planned,
         model=model,
         before=before,
+        store=training_store(clips, latents),
         embeddings=TextEmbeddings(text_embeddings),
         autoencoder=open_autoencoder(training_store(clips, latents)),
     )
@@ -133,26 +133,28 @@ def _write_later(
     planned: Any,
     model: Path,
     before: tuple[Path, ...],
+    store: Any,
     embeddings: Any,
     autoencoder: Any,
 ) -> None:
     from pyoco_pipeline.cascade.folders import is_none
     from pyoco_pipeline.cascade.sampling import continue_clips as sample
-    from pyoco_pipeline.cascade.sampling import taken_shape
+    from pyoco_pipeline.cascade.sampling import taken_fps, taken_shape
     from pyoco_pipeline.data.clips import ClipStore, write_clips
 
+    newest: Any
     with ExitStack() as stack:
         if generate.video is not None and generate.video.stage == planned.name:
-            shape = taken_shape(model, autoencoder)
-            newest = stack.enter_context(user_clips(generate, shape))
+            shape, fps = taken_shape(model, autoencoder), taken_fps(model) or store.manifest.fps
+            newest = stack.enter_context(user_clips(generate, shape, fps))
         else:
             newest = ClipStore(next(path for path in before if not is_none(path)))
         write_clips(
             folder,
             sample(planned, model, newest, generate, embeddings, autoencoder),
-            kind=newest.manifest.kind,
+            kind=store.manifest.kind,
             shape=_pixels(planned, autoencoder),
-            fps=planned.fps or newest.manifest.fps,
+            fps=planned.fps or store.manifest.fps,
         )
 
 

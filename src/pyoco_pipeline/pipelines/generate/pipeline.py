@@ -7,6 +7,7 @@ from functools import partial, update_wrapper
 
 from kedro.pipeline import Node, Pipeline
 
+from pyoco_pipeline.cascade.stages import STAGES
 from pyoco_pipeline.pipelines.generate.nodes import (
     check_cascade,
     continue_clips,
@@ -15,7 +16,6 @@ from pyoco_pipeline.pipelines.generate.nodes import (
     write_stage_videos,
     write_videos,
 )
-from pyoco_pipeline.pipelines.stages import STAGES
 
 _DATA = ("clips", "text_embeddings", "latents")
 

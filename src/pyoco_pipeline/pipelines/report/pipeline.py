@@ -2,8 +2,8 @@
 
 from kedro.pipeline import Node, Pipeline
 
+from pyoco_pipeline.cascade.stages import STAGES
 from pyoco_pipeline.pipelines.report.nodes import draw_loss_curves, write_report
-from pyoco_pipeline.pipelines.stages import STAGES
 
 _SHOWN = (
     "generated_clips",
