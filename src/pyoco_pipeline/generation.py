@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from textwrap import shorten
 
 import numpy as np
 import torch
@@ -17,7 +18,7 @@ from pyoco_pipeline.config import ExpertSettings, GenerateSettings, LaterStageSe
 from pyoco_pipeline.data.batches import to_float
 from pyoco_pipeline.data.embeddings import Conditioning, TextEmbeddings
 from pyoco_pipeline.data.order import mix_seed
-from pyoco_pipeline.diffusion import Denoise, Expert, ExpertDenoiser
+from pyoco_pipeline.diffusion import Denoise, Expert, ExpertDenoiser, TiledDenoiser
 from pyoco_pipeline.errors import UserError
 from pyoco_pipeline.models import StageInfo, load_stage_info, load_video_model
 from pyoco_pipeline.models.autoencoder import Autoencoder, check_autoencoder
@@ -66,7 +67,7 @@ def generate_clips(
     """
     info = load_stage_info(model)
     check_autoencoder(model, autoencoder.sha256 if autoencoder else None)
-    check_thresholding(settings.sampler, autoencoder)
+    check_thresholding(settings.sampler, autoencoder is not None)
     if info.shape != shape:
         raise UserError(
             f"{model} was trained on clips of (frames, height, width) {info.shape}, the ingested ones are {shape}: "
@@ -84,7 +85,7 @@ def generate_clips(
         autoencoder.to(device)
     condition = condition_from_config(info.condition)
     null = embeddings.null(device)
-    cond = caption_conditioning(captions, embeddings)
+    cond = CaptionEmbedder(embeddings)(captions)
     if fps is not None and read_json(model / "temporal.json").get("fps"):
         cond["fps"] = torch.full((len(captions),), fps)
     for first in range(0, len(captions), settings.batch_size):
@@ -96,7 +97,7 @@ def generate_clips(
             if isinstance(condition, FramesCondition):
                 channels = autoencoder.channels if autoencoder else 3
                 batch |= _given_frames(condition, (len(seeds), channels, *shape), clip, material, device)
-            yield from sample_batch(
+            videos = sample_batch(
                 denoise,
                 prior,
                 settings.sampler,
@@ -108,6 +109,7 @@ def generate_clips(
                 start=_start(clip, material, condition),
                 windows=base_windows(settings, shape[0]),
             ).cpu()
+        yield from videos  # outside: a generator would leave the caller in inference mode
 
 
 def base_windows(settings: GenerateSettings, window: int) -> Windows | None:
@@ -132,8 +134,8 @@ def _start(clip: Tensor | None, material: Material | None, condition: Condition 
         return None
     if material.sigma is not None:
         return Start(clip, sigma=material.sigma)
-    # A model that was trained to be given frames is given them; in another they are put in place.
-    return None if condition else Start(clip, is_known=_mask(material, clip.shape[2]))
+    is_given = isinstance(condition, FramesCondition)
+    return Start(clip, is_known=_mask(material, clip.shape[2]), is_given=is_given)
 
 
 def _given_frames(
@@ -146,16 +148,16 @@ def _given_frames(
     """The inputs of a base stage that was trained to be given frames: those that are kept, or none."""
     batch, _, frames = shape[:3]
     zeros = torch.zeros(shape, device=device)
-    kept = material is not None and material.keep_frames is not None
-    mask = _mask(material, frames) if kept and material else torch.zeros(frames, dtype=torch.bool)
+    mask = _mask(material, frames)
     level = torch.zeros(batch, device=device)
     given = zeros if clip is None else clip
     return condition.given(given, mask.to(device).expand(batch, -1), level, zeros)
 
 
-def _mask(material: Material, frames: int) -> Tensor:
+def _mask(material: Material | None, frames: int) -> Tensor:
+    """(T,) bool, the frames that are kept."""
     mask = torch.zeros(frames, dtype=torch.bool)
-    mask[list(material.keep_frames or ())] = True
+    mask[list((material.keep_frames if material else None) or ())] = True
     return mask
 
 
@@ -195,18 +197,20 @@ def open_denoiser(model: Path, settings: GenerateSettings, device: torch.device)
 
 
 def load_denoiser(folder: Path, device: torch.device, compiled: bool) -> Denoise:
-    """The denoiser of the stage in `folder`."""
+    """The denoiser of the stage in `folder`; of one that was trained on images alone, of every frame as an image."""
     network = load_video_model(folder).eval().to(device)
     if device.type == "cuda":
         network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     if compiled:
         network.compile_blocks()
-    return read_parametrisation(folder).denoiser(network, load_stage_info(folder).sigma_data)
+    info = load_stage_info(folder)
+    denoise = read_parametrisation(folder).denoiser(network, info.sigma_data)
+    return TiledDenoiser(denoise, (1, None, None)) if info.frame_by_frame else denoise
 
 
 def _check_expert(key: str, folder: Path, asked: ExpertSettings, stage: StageInfo) -> None:
     info = load_stage_info(folder)
-    for name in ("noise", "shape", "text_encoder_sha256", "autoencoder_sha256"):
+    for name in ("noise", "shape", "text_encoder_sha256", "autoencoder_sha256", "condition"):
         ours, theirs = getattr(info, name), getattr(stage, name)
         if ours != theirs:
             raise UserError(
@@ -240,26 +244,47 @@ def sampling_prior(
 
 def caption_conditioning(captions: Sequence[str], embeddings: TextEmbeddings) -> Conditioning:
     """Embeddings from ingest where it made them; of new captions from the same encoder."""
-    new = embeddings.unknown(captions)
-    if not new:
-        return embeddings.conditioning(embeddings.rows(captions))
-    encoder = TextEncoder(text_encoder_folder(embeddings.encoder), embeddings.max_tokens)
-    _warn_of_long(new, encoder)
-    if encoder.sha256 != embeddings.encoder_sha256:
-        raise UserError(
-            f"the text encoder in {encoder.folder} has changed since {embeddings.folder} was made, so it can't embed "
-            f"the new caption {new[0]!r}. Run `ingest` anew, or put the encoder back."
-        )
-    tokens, mask = encoder.encode(captions)
-    # Through half precision, as ingest keeps them.
-    return {"encoder_hidden_states": tokens.half().float(), "encoder_attention_mask": mask}
+    return CaptionEmbedder(embeddings)(captions)
 
 
-def _warn_of_long(captions: Sequence[str], encoder: TextEncoder) -> None:
-    for caption in captions:
-        unseen = encoder.cut(caption)
-        if unseen is not None:
-            _log.warning(
-                "A prompt has more than the %d tokens of ingest.max_tokens; its end is not seen: %s",
-                encoder.max_tokens, unseen,
-            )  # fmt: skip
+class CaptionEmbedder:
+    """Embeddings from ingest where it made them; of new captions from the same encoder, which stays open.
+
+    Raises UserError where the encoder is not the one that made the embeddings any more.
+    """
+
+    def __init__(self, embeddings: TextEmbeddings) -> None:
+        self.embeddings = embeddings
+        self._encoder: TextEncoder | None = None
+
+    def __call__(self, captions: Sequence[str]) -> Conditioning:
+        """The network's keyword arguments for captions (N,)."""
+        new = self.embeddings.unknown(captions)
+        if not new:
+            return self.embeddings.conditioning(self.embeddings.rows(captions))
+        tokens, mask = self._open(new[0]).encode(captions)
+        # Through half precision, as ingest keeps them.
+        return {"encoder_hidden_states": tokens.half().float(), "encoder_attention_mask": mask}
+
+    def warn_of_long(self, captions: Sequence[str]) -> None:
+        """Log the end of every new caption that has more tokens than are seen."""
+        for caption in self.embeddings.unknown(list(dict.fromkeys(captions))):
+            encoder = self._open(caption)
+            unseen = encoder.cut(caption)
+            if unseen is not None:
+                _log.warning(
+                    "The prompt %r has more than the %d tokens of ingest.max_tokens; its end is not seen: %s",
+                    shorten(caption, 80), encoder.max_tokens, unseen,
+                )  # fmt: skip
+
+    def _open(self, caption: str) -> TextEncoder:
+        if self._encoder is None:
+            embeddings = self.embeddings
+            encoder = TextEncoder(text_encoder_folder(embeddings.encoder), embeddings.max_tokens)
+            if encoder.sha256 != embeddings.encoder_sha256:
+                raise UserError(
+                    f"the text encoder in {encoder.folder} has changed since {embeddings.folder} was made, so it can't "
+                    f"embed the new caption {caption!r}. Run `ingest` anew, or put the encoder back."
+                )
+            self._encoder = encoder
+        return self._encoder

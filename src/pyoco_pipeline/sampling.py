@@ -37,12 +37,13 @@ class Start:
 
     sigma: what is sampled begins with the clip under noise of this level, and keeps the more of it the lower it is
     (SDEdit, arXiv 2108.01073). is_known: (T,) bool, frames that are kept as they are, and the others made to go with
-    them (`KnownFrames`). One of the two.
+    them (`KnownFrames`). One of the two. is_given: whether the network is given the known frames as a condition.
     """
 
     clip: Tensor
     sigma: float | None = None
     is_known: Tensor | None = None
+    is_given: bool = False
 
 
 @dataclass(frozen=True)
@@ -78,10 +79,10 @@ def sample_batch(
     Raises UserError for noise levels that the model does not know, for a dynamic threshold on latents, and for windows
     that don't reach the number of frames or have no noise that goes on.
     """
-    check_thresholding(settings, autoencoder)
+    check_thresholding(settings, autoencoder is not None, section)
     device = cond["encoder_hidden_states"].device
     edited = start.sigma if start else None
-    sigma_min, sigma_max = _levels(denoise, settings, edited, section)
+    sigma_min, sigma_max = noise_levels(denoise, settings, edited, section)
     guided: Denoise = ClassifierFreeGuidance(
         denoise, settings.guidance_scale, null, settings.guidance_interval, settings.dynamic_threshold
     )
@@ -106,11 +107,11 @@ def sample_batch(
     return _to_pixels(sample(guided, prior, size, **options, **dict[str, Any](cond)), autoencoder)
 
 
-def check_thresholding(settings: SamplerSettings, autoencoder: Autoencoder | None) -> None:
+def check_thresholding(settings: SamplerSettings, of_latents: bool, section: str = "generate") -> None:
     """UserError for dynamic thresholding of latents, which have no range of their own."""
-    if autoencoder is not None and settings.dynamic_threshold is not None:
+    if of_latents and settings.dynamic_threshold is not None:
         raise UserError(
-            f"generate.sampler.dynamic_threshold={settings.dynamic_threshold} is for pixels in [-1, 1], and the model "
+            f"{section}.sampler.dynamic_threshold={settings.dynamic_threshold} is for pixels in [-1, 1], and the model "
             "samples latents: set it to null."
         )
 
@@ -123,9 +124,13 @@ def check_windows(num_frames: int, window: int, overlap: int) -> None:
         raise UserError(f"generate.num_frames and generate.overlap don't fit the model: {error}") from error
 
 
-def _levels(
+def noise_levels(
     denoise: Denoise, settings: SamplerSettings, edited: float | None, section: str
 ) -> tuple[float, float]:
+    """(sigma_min, sigma_max) to sample between; UserError, naming `section`, where the model does not know them.
+
+    edited: the level that given clips are put under, where sampling starts from some.
+    """
     try:
         return sampling_range(denoise, settings.sigma_min, settings.sigma_max if edited is None else edited)
     except ValueError as error:
@@ -147,9 +152,14 @@ def _around(
 ) -> tuple[Denoise, Tensor]:
     """A denoiser that keeps the known frames, and noise to start from in which the others go with theirs.
 
-    The noise of the known frames is that which the model itself would make them from (`invert`).
+    The noise of the known frames is that which the model itself would make them from (`invert`). A network that is
+    given them learnt to go with them from any noise.
     """
     assert start.is_known is not None
+    keeping = KnownFrames(guided, start.clip, start.is_known)
+    if start.is_given:
+        drawn = prior.sample(start.clip.shape, generator=options["generator"], device=start.clip.device)
+        return keeping, drawn
     known = start.clip[:, :, start.is_known]
     levels = {name: options[name] for name in ("sigma_min", "sigma_max")}
     maps = invert(
@@ -158,7 +168,7 @@ def _around(
     noise = torch.zeros_like(start.clip)
     noise[:, :, start.is_known] = maps / options["sigma_max"]
     noise = noise_around(prior, noise, start.is_known, generator=options["generator"])
-    return KnownFrames(guided, start.clip, start.is_known), noise
+    return keeping, noise
 
 
 def _of_frames(cond: dict[str, Any], start: Start) -> dict[str, Any]:

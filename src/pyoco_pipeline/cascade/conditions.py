@@ -84,6 +84,17 @@ class FramesCondition:
         """The mask of interpolation: (T,) bool."""
         return torch.arange(num_frames) % self.key_stride == 0
 
+    def covers(self, is_given: Tensor) -> bool:
+        """Whether clips were given just these frames in training: (T,) bool."""
+        given, frames = int(is_given.sum()), len(is_given)
+        fits = {
+            "interpolation": bool((is_given == self.key_frames(frames)).all()),
+            "prediction": 0 < given < frames and bool(is_given[:given].all()),
+            "inpainting": True,
+            "nothing": given == 0,
+        }
+        return any(fits[name] for name in MASKS if self.masks.get(name))
+
     def config(self) -> dict[str, Any]:
         return {
             "kind": "frames",

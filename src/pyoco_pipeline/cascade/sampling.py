@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -18,15 +19,15 @@ from pyoco_pipeline.cascade.conditions import (
     condition_from_config,
 )
 from pyoco_pipeline.cascade.plan import PlannedStage
-from pyoco_pipeline.config import GenerateSettings, LaterStageSettings
-from pyoco_pipeline.data.clips import CaptionedClip, ClipStore
+from pyoco_pipeline.cascade.tiling import tiled
+from pyoco_pipeline.config import GenerateSettings
+from pyoco_pipeline.data.clips import CaptionedClip
 from pyoco_pipeline.data.embeddings import Conditioning, TextEmbeddings
 from pyoco_pipeline.data.order import mix_seed
-from pyoco_pipeline.diffusion import Denoise, TiledDenoiser
-from pyoco_pipeline.errors import UserError
+from pyoco_pipeline.diffusion import Denoise
 from pyoco_pipeline.generation import (
+    CaptionEmbedder,
     as_sampled,
-    caption_conditioning,
     load_denoiser,
     sampling_precision,
     sampling_prior,
@@ -40,30 +41,38 @@ from pyoco_pipeline.sampling import Start, Windows, sample_batch
 _SEED_OF_STAGE = {"interpolation": 11, "sr256": 12, "sr1024": 13}  # base has the clip's own
 
 
+class Clips(Protocol):
+    """Clips that can be streamed, such as a `ClipStore`."""
+
+    def clips(self) -> Iterator[CaptionedClip]:
+        """The clips in their order."""
+
+
 def continue_clips(
     plan: PlannedStage,
     model: Path,
-    before: ClipStore,
+    before: Clips,
     settings: GenerateSettings,
     embeddings: TextEmbeddings,
     autoencoder: Autoencoder | None = None,
 ) -> Iterator[CaptionedClip]:
-    """The clips of the store `before` as the stage in folder `model` makes them, with their captions; clip by clip.
+    """The clips of `before` as the stage in folder `model` makes them, with their captions; batch by batch.
 
-    Memory does not depend on their number. Noise, of the sample and of the augmentation, is a function of (seed, clip,
-    stage). Raises UserError for a prior other than the stage's, unless that is asked for.
+    Memory does not depend on their number, nor that on the device on how long they are. Noise, of the sample and of the
+    augmentation, is a function of (seed, clip, stage). Raises UserError for a prior other than the stage's, unless that
+    is asked for.
     """
     stage = _Stage.open(plan, model, settings, autoencoder)
-    null, place = embeddings.null(stage.device), 0
+    embed, null, place = CaptionEmbedder(embeddings), embeddings.null(stage.device), 0
     clips, size = before.clips(), settings.later(plan.name).batch_size
     while batch := list(islice(clips, size)):
-        captions = [item.caption for item in batch]
-        cond = {k: v.to(stage.device) for k, v in caption_conditioning(captions, embeddings).items()}
-        stored = torch.from_numpy(np.stack([item.clip.video for item in batch])).to(stage.device)
+        cond = {k: v.to(stage.device) for k, v in embed([item.caption for item in batch]).items()}
+        stored = torch.from_numpy(np.stack([item.clip.video for item in batch]))
         with torch.inference_mode(), sampling_precision(settings, stage.device):
-            videos = stage.sample(as_sampled(stored, autoencoder), cond, null, place).cpu()
+            videos = stage.sample(stored, cond, null, place).cpu()
         for item, video in zip(batch, videos, strict=True):
-            yield replace(item, clip=replace(item.clip, video=video.numpy(), fps=None))
+            # Rate, scores and hash are of the clip before.
+            yield replace(item, clip=replace(item.clip, video=video.numpy(), fps=None, scores={}, phash=None))
         place += len(batch)
 
 
@@ -94,25 +103,23 @@ class _Stage:
             info=info,
             condition=condition,
             prior=sampling_prior(prior_from_config(info.noise), own, f"generate.{plan.name}"),
-            denoise=_tiled(
-                load_denoiser(model, device, settings.compile), own, plan.name, info.frame_by_frame
-            ),
+            denoise=tiled(load_denoiser(model, device, settings.compile), own, plan.name),
             settings=settings,
             autoencoder=autoencoder,
             device=device,
             tells_fps=bool(read_json(model / "temporal.json").get("fps")),
         )
 
-    def sample(self, small: Tensor, cond: dict[str, Tensor], null: Conditioning, place: int) -> Tensor:
-        """Clips (B, T, H, W, 3) uint8 from those of the stage before, (B, C, t, h, w), the first of them at `place`."""
+    def sample(self, stored: Tensor, cond: Conditioning, null: Conditioning, place: int) -> Tensor:
+        """Clips (B, T, H, W, 3) uint8 from those of the stage before, (B, t, h, w, 3); the first of them at `place`."""
         plan, own = self.plan, self.settings.later(self.plan.name)
-        draws = [(self.settings.seed, place + i, _SEED_OF_STAGE[plan.name]) for i in range(len(small))]
+        draws = [(self.settings.seed, place + i, _SEED_OF_STAGE[plan.name]) for i in range(len(stored))]
         if self.tells_fps:
-            cond = cond | {"fps": torch.full((len(small),), self.info.fps or 0.0, device=self.device)}
+            cond = cond | {"fps": torch.full((len(stored),), self.info.fps or 0.0, device=self.device)}
 
         def of_window(first: int) -> dict[str, Tensor]:
             seeds = [mix_seed(*draw, 1, first) for draw in draws]
-            return given(self.condition, small, self.info.shape, own.noise_level, seeds, first)
+            return given(self.condition, self._seen(stored, first), self.info.shape, own.noise_level, seeds)
 
         windows = Windows(plan.frames, plan.overlap, of_window) if plan.frames > plan.window else None
         return sample_batch(
@@ -125,14 +132,23 @@ class _Stage:
             [mix_seed(*draw, 0) for draw in draws],
             self.autoencoder,
             section=f"generate.{plan.name}",
-            start=self._start(small),
+            start=self._start(stored),
             windows=windows,
         )
 
-    def _start(self, small: Tensor) -> Start | None:
+    def _seen(self, stored: Tensor, first: int) -> Tensor:
+        """What the window that begins at frame `first` is given of the stage before, (B, C, t, h, w) on the device."""
+        frames = self.plan.window
+        if isinstance(self.condition, FramesCondition):
+            stride = self.condition.key_stride
+            first, frames = first // stride, (frames - 1) // stride + 1
+        return as_sampled(stored[:, first : first + frames].to(self.device), self.autoencoder)
+
+    def _start(self, stored: Tensor) -> Start | None:
         video = self.settings.video
         if video is None or video.stage != self.plan.name or video.sigma is None:
             return None
+        small = self._seen(stored, 0)
         if isinstance(self.condition, FramesCondition):
             clip = small.repeat_interleave(self.condition.key_stride, dim=2)[:, :, : self.info.shape[0]]
         else:
@@ -141,17 +157,12 @@ class _Stage:
 
 
 def given(
-    condition: Condition,
-    small: Tensor,
-    shape: tuple[int, int, int],
-    level: float,
-    seeds: list[int],
-    first: int = 0,
+    condition: Condition, small: Tensor, shape: tuple[int, int, int], level: float, seeds: list[int]
 ) -> dict[str, Tensor]:
     """The network's keyword arguments for clips of the stage before, small (B, C, t, h, w), in a stage of `shape`.
 
-    level: of the noise augmentation; seeds: of its noise, one per clip. first: the frame of the whole clip with which
-    the network's begins. Frames of `FramesCondition` are the key frames.
+    level: of the noise augmentation; seeds: of its noise, one per clip. Of a `FramesCondition`, small is the key
+    frames.
     """
     batch, channels = small.shape[:2]
     generators = [torch.Generator(small.device).manual_seed(seed) for seed in seeds]
@@ -160,13 +171,12 @@ def given(
         (batch, channels, *shape), generator=generators, device=small.device, dtype=torch.float32
     )
     if isinstance(condition, LowResolutionCondition):
-        return condition.given(small[:, :, first : first + shape[0]], levels, noise)
+        return condition.given(small, levels, noise)
     assert isinstance(condition, FramesCondition)
-    is_given = condition.key_frames(shape[0]).to(small.device).expand(batch, -1)
-    start = first // condition.key_stride
+    is_given = condition.key_frames(shape[0]).to(small.device)
     clip = small.new_zeros((batch, channels, *shape))
-    clip[:, :, is_given[0]] = small[:, :, start : start + int(is_given[0].sum())]
-    return condition.given(clip, is_given, levels, noise)
+    clip[:, :, is_given] = small
+    return condition.given(clip, is_given.expand(batch, -1), levels, noise)
 
 
 def taken_shape(model: Path, autoencoder: Autoencoder | None = None) -> tuple[int, int, int]:
@@ -180,14 +190,10 @@ def taken_shape(model: Path, autoencoder: Autoencoder | None = None) -> tuple[in
     return frames, enlarged * height // condition.scale, enlarged * width // condition.scale
 
 
-def _tiled(denoise: Denoise, settings: LaterStageSettings, stage: str, frame_by_frame: bool) -> Denoise:
-    """The denoiser of parts; a stage that was trained on images alone sees every frame as one."""
-    frames, height, width = settings.tile.shape() if settings.tile else (None, None, None)
-    overlap = settings.overlap
-    shared = (0 if frame_by_frame else overlap.frames, overlap.height, overlap.width)
-    if (frames, height, width) == (None, None, None) and not frame_by_frame:
-        return denoise
-    try:
-        return TiledDenoiser(denoise, (1 if frame_by_frame else frames, height, width), shared)
-    except ValueError as error:
-        raise UserError(f"generate.{stage}.tile and overlap don't go together: {error}") from error
+def taken_fps(model: Path) -> float | None:
+    """Frames per second of the clips that the stage in `model` takes; None where it does not say."""
+    info = load_stage_info(model)
+    condition = condition_from_config(info.condition)
+    if info.fps is None or not isinstance(condition, FramesCondition):
+        return info.fps
+    return info.fps / condition.key_stride

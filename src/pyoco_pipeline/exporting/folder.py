@@ -87,7 +87,7 @@ def export_stage(
                 f"generate.{key} is set, which an exported pipeline does not do: set it to null for export."
             )
     check_autoencoder(model, autoencoder.sha256 if autoencoder else None)
-    check_thresholding(generate.sampler, autoencoder)
+    check_thresholding(generate.sampler, autoencoder is not None)
     open_denoiser(model, generate, torch.device("cpu"))  # ends here, in a sentence, where it does not load
     if info.text_encoder_sha256 != embeddings.encoder_sha256:
         raise UserError(

@@ -19,7 +19,7 @@ from typing import Any, TypeVar
 
 import torch
 from diffusers import UNet2DConditionModel, UNet2DModel
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import nn
 
@@ -46,7 +46,8 @@ class StageInfo:
     condition it; parametrisation: its configuration, {"kind": ...}; sigma_range: the noise levels that an expert was
     trained on, None for infinity; autoencoder_sha256: of the one whose latents it was trained on, None for pixels;
     condition: what it is given of a clip, {"kind": ...}, None for nothing; fps: of its clips, frames per second;
-    frame_by_frame: whether it was trained on images alone, and its temporal modules not at all.
+    frame_by_frame: whether it was trained on images alone, and its temporal modules not at all; clips: the folder or
+    URL that it was trained on, None for what ingest makes.
     """
 
     stage: str
@@ -65,6 +66,7 @@ class StageInfo:
     condition: dict[str, Any] | None = None
     fps: float | None = None
     frame_by_frame: bool = False
+    clips: str | None = None
 
 
 def sha256_of(path: Path) -> str:
@@ -189,6 +191,27 @@ def load_video_model(folder: str | Path, *, concat_channels: int = 0, noise_leve
             f"{folder / 'lora.safetensors'} is there without lora.json, which says rank and alpha."
         )
     return model
+
+
+def check_video_model(folder: str | Path) -> None:
+    """UserError where files of the video model in `folder` are missing or cut short; their weights are not read."""
+    folder = Path(folder)
+    unet, options = image_config(folder).parent, folder / "temporal.json"
+    if not options.is_file():
+        raise UserError(f"{folder} holds no video model: temporal.json is missing. Train the stage anew.")
+    saved = _read_options(options, InflationOptions)
+    weights = sorted(unet.glob("*.safetensors")) or [unet / "diffusion_pytorch_model.safetensors"]
+    weights.append(folder / "temporal.safetensors")
+    weights += [folder / "conditioning.safetensors"] * any(getattr(saved, name) for name in SCALARS)
+    weights += [folder / "lora.safetensors"] * (folder / "lora.json").is_file()
+    for path in weights:
+        if not path.is_file():
+            raise UserError(f"{path} is missing: train the stage anew, or put its folder back.")
+        try:
+            with safe_open(path, "pt"):  # whose header says how long the file is
+                pass
+        except _UNLOADABLE as error:
+            raise UserError(f"{path} can't be read ({_in_one_line(error)}): put the file back.") from error
 
 
 def _save_weights(path: Path, state: dict[str, torch.Tensor]) -> None:

@@ -25,7 +25,7 @@ _TIMEOUT_S = 120.0  # for one file
 
 @dataclass(frozen=True)
 class UserClips:
-    """generate.num_clips clips: those of `store`, from the first again, with generate.prompts or captions of their own."""
+    """generate.num_clips clips: those of `store`, from the first again, with generate.prompts or their own captions."""
 
     store: Any
     generate: GenerateSettings
