@@ -1,9 +1,10 @@
-# setup: .venv from the lock files · run: the whole method · test: the tests · ui: MLflow · lint: style, types, safety
+# setup: .venv from the lock files · run: the whole method · check-config: what can be known before · test: the tests
+# ui: MLflow · lint: style, types, safety
 PYTHON ?= python3
 BIN := .venv/bin
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
-.PHONY: setup setup-dev run test test-fast ui viz lint bench lock ci-run
+.PHONY: setup setup-dev run check-config test test-fast ui viz lint bench lock ci-run
 
 setup: .venv/installed
 
@@ -22,6 +23,10 @@ setup-dev: .venv/installed-dev
 
 run: setup
 	kedro run
+
+# What can be known before a run: make check-config ENV=ucf101
+check-config: setup
+	kedro check-config $(if $(ENV),--env $(ENV))
 
 test: setup-dev
 	pytest

@@ -5,7 +5,9 @@ from __future__ import annotations
 import logging
 import re
 import sys
+from collections.abc import Iterator
 from copy import copy
+from pathlib import Path
 from typing import Any
 
 import click
@@ -132,6 +134,49 @@ def _own(option: click.Parameter) -> click.Parameter:
         option = copy(option)
         option.callback = split_params
     return option
+
+
+@cli.command("check-config")
+@click.option("--env", "-e", default=None, help="The environment, a folder of conf/.")
+@click.option("--params", default="", callback=split_params, help="Parameters, as for `kedro run`.")
+def check_config(env: str | None, params: dict[str, Any]) -> None:
+    """Look at all that can be known before a run: values, files, shapes, memory, disk. Nothing is run or written."""
+    try:
+        findings = list(_findings(env, params))
+    except Exception as error:
+        message = user_message(error)
+        if message is None:
+            raise
+        findings = [("problem", message)]
+    marks = {"ok": ("✓", "green"), "warning": ("!", "yellow"), "problem": ("✗", "red")}
+    for level, what in findings:
+        mark, colour = marks[level]
+        click.echo(f"{click.style(mark, fg=colour)} {what}")
+    problems = sum(level == "problem" for level, _ in findings)
+    if problems:
+        click.secho(f"{problems} of {len(findings)} would end the run.", fg="red", err=True)
+        sys.exit(1)
+
+
+def _findings(env: str | None, params: dict[str, Any]) -> Iterator[tuple[str, str]]:
+    from kedro.framework.session import KedroSession
+    from kedro.framework.startup import bootstrap_project
+    from kedro.utils import find_kedro_project
+
+    project = find_kedro_project(Path.cwd()) or Path.cwd()
+    bootstrap_project(project)
+    with KedroSession.create(project_path=project, env=env, runtime_params=params) as session:
+        catalog = session.load_context().catalog
+        from pyoco_pipeline.inputs_hook import check_parameters
+        from pyoco_pipeline.preflight import find_all
+
+        check_parameters(catalog.load("parameters"))
+        names = [name.removeprefix("params:") for name in catalog.keys() if name.startswith("params:")]  # noqa: SIM118
+        parameters = {name: catalog.load(f"params:{name}") for name in names}
+        yield "ok", f"the parameters of {env or 'the default environment'} are valid."
+        data = Path(catalog.get("reporting_folder")._filepath).parent
+        for finding in find_all(parameters, data, project):
+            yield finding.level, finding.what
 
 
 cli.add_command(

@@ -17,7 +17,7 @@ class InputsHook:
     @hook_impl
     def before_pipeline_run(self, run_params: dict[str, Any], pipeline: Any, catalog: Any) -> None:
         parameters = catalog.load("parameters")
-        _check_parameters(parameters)
+        check_parameters(parameters)
         tracking_settings(parameters.get("tracking"))
         data = [name for name in sorted(pipeline.inputs()) if not name.startswith("params:")]
         missing = [name for name in data if name != "parameters" and not catalog.exists(name)]
@@ -30,7 +30,7 @@ class InputsHook:
         raise UserError(f"{name} is missing{f' ({place})' if place else ''}: {first}.")
 
 
-def _check_parameters(parameters: Mapping[str, Any]) -> None:
+def check_parameters(parameters: Mapping[str, Any]) -> None:
     """UserError for a misspelt section; the keys inside a section are checked by its settings."""
     read = {"tracking"}
     for pipeline in _all_pipelines().values():
