@@ -1,0 +1,200 @@
+"""Figures of the study as PNG bytes, in the report's style."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from pyoco_pipeline.reporting.figures import BLUE, GREEN, GREY, ORANGE, as_png, new_figure
+from pyoco_pipeline.study.cells import spelt
+from pyoco_pipeline.study.table import Row, StudyTable
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+_PURPLE = "#cc79a7"
+_COLOURS = {"mixed": ORANGE, "progressive": GREEN, "empirical": _PURPLE, "iid": GREY}
+
+
+def colour_of(family: str) -> str:
+    """The colour of a family; a control has that of the prior that it is trained with."""
+    return _COLOURS.get(family.removeprefix("scratch "), BLUE)
+
+
+def alpha_curves(
+    table: StudyTable, metrics: Sequence[str], real: Mapping[str, float], *, dark: bool = False
+) -> bytes:
+    """Scores against α at the last step: at the paper's sigma law, and at each α's best; with i.i.d. and scratch lines.
+
+    A row of panels per metric. Bars and bands are intervals over seeds.
+    """
+    laws = (("at the paper's sigma law", True), ("each α at its best sigma law", False))
+    with new_figure((9.2, 3.1 * len(metrics)), dark) as figure:
+        panels = figure.subplots(len(metrics), 2, squeeze=False, sharey="row")
+        for panel_row, metric in zip(panels, metrics, strict=True):
+            for panel, (words, papers) in zip(panel_row, laws, strict=True):
+                _alpha_panel(panel, table, metric, papers, real.get(metric))
+                panel.set_title(words, loc="left")
+            panel_row[0].set_ylabel(metric)
+        panels[0][-1].legend(fontsize=8, frameon=False)
+        return as_png(figure)
+
+
+def _alpha_panel(panel: Axes, table: StudyTable, metric: str, papers: bool, real: float | None) -> None:
+    places = _alpha_places([row.alpha for row in table.rows if row.alpha is not None])
+    for family in ("mixed", "progressive"):
+        rows = table.choose(lambda r, f=family: r.family == f and (r.is_papers_law or not papers))  # type: ignore[misc]
+        points = []
+        for alpha in sorted({row.alpha for row in rows if row.alpha is not None}):
+            best = table.best([row for row in rows if row.alpha == alpha])
+            if best and (drawn := _last(table, best, metric)):
+                points.append((places[alpha], *drawn))
+        if points:
+            x, mean, below, above = zip(*points, strict=True)
+            panel.errorbar(
+                x,
+                mean,
+                [below, above],
+                fmt="o-",
+                color=colour_of(family),
+                capsize=3,
+                markersize=4,
+                label=family,
+            )
+    for family in [r.family for r in table.rows if r.alpha is None or r.init == "scratch"]:
+        _family_line(panel, table, metric, papers, family)
+    if real is not None:
+        panel.axhline(real, color=GREY, linewidth=0.8, linestyle=":", label="real clips")
+    panel.set_xticks(list(places.values()), [spelt(alpha) for alpha in places])
+    panel.set_xlabel("α")
+    _log_scale(panel)
+
+
+def _family_line(panel: Axes, table: StudyTable, metric: str, papers: bool, family: str) -> None:
+    if family in panel.get_legend_handles_labels()[1]:
+        return
+    best = table.best(table.choose(lambda r: r.family == family and (r.is_papers_law or not papers)))
+    drawn = _last(table, best, metric) if best else None
+    if drawn is None:
+        return
+    mean, below, above = drawn
+    style = "-." if family.startswith("scratch") else "--"
+    panel.axhline(mean, color=colour_of(family), linestyle=style, label=family)
+    if below or above:
+        panel.axhspan(mean - below, mean + above, color=colour_of(family), alpha=0.15, linewidth=0)
+
+
+def _alpha_places(alphas: Sequence[float]) -> dict[float, float]:
+    """Where each α is drawn: by its logarithm, zero and infinity one step beyond the others."""
+    finite = sorted({alpha for alpha in alphas if 0 < alpha < math.inf})
+    places = {alpha: math.log2(alpha) for alpha in finite}
+    if 0.0 in alphas:
+        places = {0.0: min(places.values(), default=0.0) - 1.0} | places
+    if math.inf in alphas:
+        places[math.inf] = max(places.values(), default=0.0) + 1.0
+    return places
+
+
+def _last(table: StudyTable, row: Row, metric: str) -> tuple[float, float, float] | None:
+    """Mean at the last step, and how far the interval over seeds reaches below and above it."""
+    steps = row.steps(metric)
+    score = table.mean(row, steps[-1], metric) if steps else None
+    if score is None:
+        return None
+    if math.isnan(score.low):
+        return score.mean, 0.0, 0.0
+    return score.mean, score.mean - score.low, score.high - score.mean
+
+
+def step_curves(
+    table: StudyTable, rows: Sequence[Row], metric: str, real: float | None, *, dark: bool = False
+) -> bytes:
+    """The metric against training steps from step 0: mean and range over seeds, a line per configuration."""
+    with new_figure((9.2, 4.2), dark) as figure:
+        panel = figure.subplots()
+        styles = ("-", "--", ":", "-.")
+        drawn: dict[str, int] = {}
+        for row in rows:
+            steps = row.steps(metric)
+            values = [list(row.at(metric, step).values()) for step in steps]
+            number = drawn[row.family] = drawn.get(row.family, -1) + 1
+            style = "-." if row.init == "scratch" else styles[number % len(styles)]
+            colour = colour_of(row.family)
+            panel.plot(
+                steps,
+                [np.mean(v) for v in values],
+                style,
+                marker="o",
+                markersize=3.5,
+                color=colour,
+                label=row.name,
+            )
+            panel.fill_between(
+                steps,
+                [min(v) for v in values],
+                [max(v) for v in values],
+                color=colour,
+                alpha=0.15,
+                linewidth=0,
+            )
+        if real is not None:
+            panel.axhline(real, color=GREY, linewidth=0.8, linestyle=":", label="real clips")
+        panel.set_xlabel("training steps")
+        panel.set_ylabel(metric)
+        _log_scale(panel)
+        panel.legend(fontsize=8, frameon=False, loc="center left", bbox_to_anchor=(1.0, 0.5))
+        return as_png(figure)
+
+
+def snr_curves(spectrum: Mapping[str, Any], *, dark: bool = False) -> bytes:
+    """Left, the data's power over the noise's (σ = 1) by temporal frequency; right, P_mean as predicted and found."""
+    power = np.array(spectrum["power"])
+    frequency = np.arange(len(power)) / (2 * len(power))
+    with new_figure((9.2, 3.8), dark) as figure:
+        left, right = figure.subplots(1, 2, width_ratios=(1.5, 1))
+        seen: dict[str, int] = {}
+        for row in spectrum["priors"]:
+            levels = np.array(row["levels"])
+            drawn = levels > 1e-9  # a frequency without noise has no ratio
+            number = seen[row["family"]] = seen.get(row["family"], -1) + 1
+            left.plot(
+                frequency[drawn],
+                power[drawn] / levels[drawn],
+                marker="os^Dv"[number % 5],
+                markersize=4,
+                linewidth=1.3,
+                color=colour_of(row["family"]),
+                label=row["prior"],
+            )
+        left.set_yscale("log")
+        left.set_xlabel("temporal frequency (cycles per frame)")
+        left.set_ylabel("signal-to-noise ratio at σ = 1")
+        left.legend(fontsize=7.5, frameon=False, ncols=2)
+        _predictions(right, spectrum["priors"])
+        return as_png(figure)
+
+
+def _predictions(panel: Axes, priors: Sequence[Mapping[str, Any]]) -> None:
+    found = [row for row in priors if row["found"]]
+    for row in found:
+        x, y = row["predicted_mean"], row["found"]["sigma_mean"]
+        panel.plot(x, y, "o", color=colour_of(row["family"]))
+        panel.annotate(row["prior"], (x, y), fontsize=7, xytext=(4, 4), textcoords="offset points")
+    if found:
+        low, high = panel.get_xlim()[0], panel.get_xlim()[1]
+        panel.plot([low, high], [low, high], color=GREY, linewidth=0.8, linestyle=":")
+    else:
+        panel.text(0.5, 0.5, "no prior was tried at\nseveral P_mean", ha="center", transform=panel.transAxes)
+    panel.margins(0.25)
+    panel.set_xlabel("P_mean predicted")
+    panel.set_ylabel("P_mean found")
+
+
+def _log_scale(panel: Axes) -> None:
+    """A logarithmic axis where scores differ by an order of magnitude, as from scratch."""
+    low, high = panel.dataLim.y0, panel.dataLim.y1
+    if low > 0 and high / low > 12:
+        panel.set_yscale("log")

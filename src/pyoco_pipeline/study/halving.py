@@ -1,0 +1,159 @@
+"""The study from its first cell to its last: rung by rung, the better configurations train on."""
+
+from __future__ import annotations
+
+import logging
+import math
+import time
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+from pyoco_pipeline.errors import UserError
+from pyoco_pipeline.evaluation.results import flatten_metrics
+from pyoco_pipeline.study.cells import Cell, Configuration, cell_id, configurations, digest
+from pyoco_pipeline.study.run_cell import CellTask
+from pyoco_pipeline.study.settings import AblateAlphaSettings
+from pyoco_pipeline.study.workers import run_cells
+
+HIGHER_IS_BETTER = ("is_", "caption_accuracy", "clipsim")
+logger = logging.getLogger(__name__)
+OnCell = Callable[[dict[str, Any]], None]
+
+
+def lower_is_better(metric: str) -> bool:
+    """Whether the best value of a metric is its lowest.
+
+    Raises UserError for a similarity, which is best near that of real clips.
+    """
+    if metric.startswith(("temporal_consistency", "frame_consistency", "motion_magnitude")):
+        raise UserError(
+            f"ablate_alpha.metric={metric} is best near that of real clips, so it can't rank cells."
+        )
+    return not metric.startswith(HIGHER_IS_BETTER)
+
+
+@dataclass(frozen=True)
+class Rung:
+    """What became of the configurations that trained up to a rung's steps, by their names."""
+
+    steps: int
+    trained: tuple[str, ...]
+    kept: tuple[str, ...]
+
+
+def run_study(material: Any, settings: AblateAlphaSettings, on_cell: OnCell | None = None) -> dict[str, Any]:
+    """Train and score the study's cells, as far as max_minutes allows; the result is JSON-able.
+
+    material: a `Material`. on_cell: called with the record of each cell that has got as far as it may, or failed.
+    Result: `study` (id), `rungs`, `finished`, and `cells`, a record of every cell that began or is to begin.
+    """
+    from pyoco_pipeline.study.material import code_sha256
+    from pyoco_pipeline.study.measure import discard_leftovers
+
+    lower_is_better(settings.metric)
+    shared, code = material.facts(settings), code_sha256()
+    study = f"{settings.study}-{digest(shared)[:8]}"
+    discard_leftovers(material.work)
+    deadline = time.time() + 60 * settings.max_minutes if settings.max_minutes else None
+    own = replace(material)  # without what was opened here: it is sent to other processes
+    tasks: dict[Cell, CellTask] = {}
+    left, rungs, finished = configurations(settings), [], True
+    for place, rung in enumerate(settings.rungs):
+        cells = [Cell(c, seed) for seed in settings.seeds[: rung.seeds] for c in left]
+        material.prepare(cells)
+        now = [CellTask(cell, rung.steps, settings, own, shared, code, deadline) for cell in cells]
+        tasks |= {task.cell: task for task in now}
+        for task, _ in run_cells(now, settings):
+            if on_cell:
+                on_cell(record(task, study))
+        trained = tuple(c.name for c in left)
+        if any(not task.is_done() and task.folder.error() is None for task in now):
+            logger.info("Stopped after %g minutes: the same command goes on.", settings.max_minutes or 0)
+            rungs.append(Rung(rung.steps, trained, trained))
+            finished = False
+            break
+        if place < len(settings.rungs) - 1:
+            left = survivors(left, {c: _mean(c, now, settings) for c in left}, settings)
+        rungs.append(Rung(rung.steps, trained, tuple(c.name for c in left)))
+    records = [record(task, study) for task in tasks.values()]
+    return {
+        "study": study,
+        "finished": finished,
+        "rungs": [vars(rung) for rung in rungs],
+        "shared": shared,
+        "code": code,
+        "cells": records,
+    }
+
+
+def survivors(
+    left: Iterable[Configuration], means: Mapping[Configuration, float], settings: AblateAlphaSettings
+) -> list[Configuration]:
+    """The configurations that train on, in their order: the best share, the paper's, and the best of each family.
+
+    means: of the metric over seeds, nan where there is none; such a configuration goes no further.
+    """
+    left = [c for c in left if not math.isnan(means[c])]
+    sign = 1 if lower_is_better(settings.metric) else -1
+    ranked = sorted(left, key=lambda c: sign * means[c])
+    kept = set(ranked[: math.ceil(settings.keep * len(ranked))])
+    if "paper" in settings.always_keep:
+        kept |= {c for c in left if c.is_papers(settings.paper_sigma)}
+    if "family_best" in settings.always_keep:
+        kept |= {next(c for c in ranked if c.family == family) for family in {c.family for c in left}}
+    return [c for c in left if c in kept]
+
+
+def _mean(configuration: Configuration, tasks: Iterable[CellTask], settings: AblateAlphaSettings) -> float:
+    values = []
+    for task in tasks:
+        evaluations = task.folder.evaluations
+        if task.cell.configuration == configuration and task.until in evaluations.steps():
+            values.append(evaluations.read(task.until)["metrics"][settings.metric]["value"])
+    return sum(values) / len(values) if values else math.nan
+
+
+def record(task: CellTask, study: str) -> dict[str, Any]:
+    """All that is known of a cell, JSON-able; an α of infinity is the word inf."""
+    cell, folder, settings = task.cell, task.folder, task.settings
+    chosen, pieces = cell.configuration, folder.pieces()
+    alpha = chosen.alpha
+    evaluations = []
+    for step in folder.evaluations.steps():
+        scores = folder.evaluations.read(step)
+        seen = step * settings.train.batch_size
+        evaluations.append({"step": step, "clips_seen": seen, "values": flatten_metrics(scores)})
+    error = folder.error()
+    return {
+        "id": cell_id(cell, settings, task.shared),
+        "study": study,
+        "name": cell.name,
+        "configuration": chosen.name,
+        "prior": chosen.prior_name,
+        "family": chosen.family,
+        "init": chosen.init,
+        "kind": chosen.noise.kind,
+        "alpha": "inf" if alpha is not None and math.isinf(alpha) else alpha,
+        "neighbour_correlation": _neighbour_correlation(chosen),
+        "noise": chosen.noise.prior().config(),
+        "sigma_mean": chosen.sigma_mean,
+        "sigma_std": chosen.sigma_std,
+        "is_papers_law": chosen.at_law(settings.paper_sigma),
+        "is_papers": chosen.is_papers(settings.paper_sigma),
+        "seed": cell.seed,
+        "status": "failed" if error else "done" if task.is_done() else "waiting",
+        "error": error,
+        "until": task.until,
+        "step": folder.checkpoint_step(),
+        "evaluations": evaluations,
+        "train_s": sum(piece["train_s"] for piece in pieces),
+        "score_s": sum(piece["score_s"] for piece in pieces),
+        "device": sorted({piece["device"] for piece in pieces}),
+        "code": sorted({piece["code"] for piece in pieces}),
+    }
+
+
+def _neighbour_correlation(configuration: Configuration) -> float:
+    """Of the noise of neighbouring frames: the one number that all priors have."""
+    return float(configuration.noise.prior().covariance(2)[0, 1])

@@ -1,0 +1,127 @@
+"""What a cell leaves on disk, file by file whole or not there, so that a killed study goes on.
+
+<work>/cells/<id>/cell.json                what it is
+                  evaluations/step-00000200.json, .npy    its scores, and clips to watch
+                  checkpoints/             the trainer's
+                  history.json             the training losses
+                  pieces.jsonl             the stretches that it was trained in, with their seconds
+                  error.json               why it failed
+<work>/untrained/<id>/evaluations/         of models before any training, which cells share
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+
+class EvaluationFolder:
+    """Scores by step, and the clips that are kept to be watched."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def steps(self) -> list[int]:
+        """The steps that were scored."""
+        return sorted(int(path.stem[5:]) for path in self.folder.glob("step-*.json"))
+
+    def read(self, step: int) -> dict[str, Any]:
+        """The scores at a step, as `evaluate_clips` gave them, with the seconds that they took."""
+        return json.loads(self._path(step).read_text(encoding="utf-8"))
+
+    def clips(self, step: int) -> np.ndarray:
+        """Kept clips (N, T, H, W, 3) uint8."""
+        return np.load(self._path(step, "npy"), allow_pickle=False)
+
+    def write(self, step: int, scores: Mapping[str, Any], clips: np.ndarray) -> None:
+        """Keep scores and clips; the scores last, for they say that the step is done."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        aside = self.folder / f".clips-{os.getpid()}.npy"
+        np.save(aside, clips, allow_pickle=False)
+        aside.replace(self._path(step, "npy"))
+        write_json(self._path(step), scores)
+
+    def _path(self, step: int, suffix: str = "json") -> Path:
+        return self.folder / f"step-{step:08d}.{suffix}"
+
+
+class CellFolder:
+    """The files of one cell."""
+
+    def __init__(self, work: Path, cell_id: str) -> None:
+        self.folder = work / "cells" / cell_id
+        self.evaluations = EvaluationFolder(self.folder / "evaluations")
+        self.checkpoints = self.folder / "checkpoints"
+
+    def describe(self, facts: Mapping[str, Any]) -> None:
+        """Say what the cell is, once."""
+        if not (self.folder / "cell.json").is_file():
+            self.folder.mkdir(parents=True, exist_ok=True)
+            write_json(self.folder / "cell.json", facts)
+
+    def facts(self) -> dict[str, Any]:
+        """What the cell was said to be; nothing of one that never began."""
+        return _read(self.folder / "cell.json") or {}
+
+    def checkpoint_step(self) -> int:
+        """The steps that its newest checkpoint has done, 0 without one."""
+        return max((int(path.name[5:]) for path in self.checkpoints.glob("step-*")), default=0)
+
+    def keep_history(self) -> None:
+        """Copy the newest checkpoint's training losses, which outlive it."""
+        paths = sorted(self.checkpoints.glob("step-*/history.jsonl"))
+        if paths:
+            write_json(
+                self.folder / "history.json",
+                [json.loads(line) for line in paths[-1].read_text().splitlines()],
+            )
+
+    def history(self) -> list[dict[str, Any]]:
+        """Rows of the training history."""
+        return _read(self.folder / "history.json") or []
+
+    def error(self) -> str | None:
+        """Why it failed, or None."""
+        return (_read(self.folder / "error.json") or {}).get("error")
+
+    def set_error(self, error: str | None) -> None:
+        """Keep, or with None forget, why it failed."""
+        path = self.folder / "error.json"
+        if error is None:
+            path.unlink(missing_ok=True)
+        else:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            write_json(path, {"error": error})
+
+    def add_piece(self, piece: Mapping[str, Any]) -> None:
+        """Add a stretch of training."""
+        with (self.folder / "pieces.jsonl").open("a", encoding="utf-8") as file:
+            file.write(json.dumps(piece) + "\n")
+
+    def pieces(self) -> list[dict[str, Any]]:
+        """The stretches that ended here; one that was killed is not among them, nor is a line cut short."""
+        path = self.folder / "pieces.jsonl"
+        lines = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
+        rows = []
+        for line in lines:
+            try:
+                rows.append(json.loads(line))
+            except ValueError:
+                continue
+        return rows
+
+
+def write_json(path: Path, content: Any) -> None:
+    """Write a JSON file aside and put it in place."""
+    aside = path.with_name(f".{path.name}-{os.getpid()}")
+    aside.write_text(json.dumps(content) + "\n", encoding="utf-8")
+    aside.replace(path)
+
+
+def _read(path: Path) -> Any:
+    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
