@@ -107,7 +107,7 @@ def test_level_zero_gives_the_clip_and_level_one_nothing_of_it() -> None:
 @pytest.mark.parametrize("condition", [frames(), low_resolution()])
 def test_levels_are_uniform_up_to_the_highest_and_told_to_the_network(condition: Condition) -> None:
     levels = draw(condition, torch.Size((MANY, 1, 1, 4, 4)))["level"] / condition.max_noise_level
-    assert 0 <= levels.min()
+    assert levels.min() >= 0
     assert levels.max() < 1
     assert (levels.sort().values - torch.linspace(0, 1, MANY)).abs().max() < 3.5 / math.sqrt(
         MANY

@@ -26,6 +26,9 @@ from pyoco_pipeline.training.stages import stage_condition, stage_view
 
 _SAMPLER = SamplerSettings(solver="euler", steps=12, guidance_scale=2.0)
 _NUM_CLIPS = 6
+# What a later stage is given leaves less to decide, and its clips are larger.
+_LATER_SAMPLER = SamplerSettings(solver="dpmpp_2m", steps=8)
+_NUM_LATER_CLIPS = 3
 _AT_ONCE_BYTES = 64 << 20  # of clips in float32
 
 
@@ -51,7 +54,7 @@ class SampleSheet:
     ) -> None:
         self.folder, self.prior, self.embeddings = folder, prior, embeddings
         self.frame_by_frame = frame_by_frame
-        items = _of_most_common_size(store)
+        items = _of_most_common_size(store, _NUM_LATER_CLIPS if condition else _NUM_CLIPS)
         self.captions = [item.caption for item in items]
         self.view, self.condition = view or ClipView(), condition
         _, height, width = store.shape
@@ -109,11 +112,12 @@ class SampleSheet:
         if self.frame_by_frame:
             denoise = TiledDenoiser(denoise, (1, None, None))
         null = self.embeddings.null(device)
-        return sample_batch(denoise, self.prior, _SAMPLER, cond, null, self.shape, seeds, self.autoencoder)
+        sampler = _LATER_SAMPLER if self.condition else _SAMPLER
+        return sample_batch(denoise, self.prior, sampler, cond, null, self.shape, seeds, self.autoencoder)
 
 
-def _of_most_common_size(store: ClipStore) -> list[CaptionedClip]:
+def _of_most_common_size(store: ClipStore, limit: int) -> list[CaptionedClip]:
     """The first unseen clips of the size that most clips have, which is sampled."""
     clips = store.clips(store.unseen_split)
-    items = list(islice((item for item in clips if item.clip.video.shape[:3] == store.shape), _NUM_CLIPS))
-    return items or store.take(store.unseen_split, _NUM_CLIPS)
+    items = list(islice((item for item in clips if item.clip.video.shape[:3] == store.shape), limit))
+    return items or store.take(store.unseen_split, limit)
