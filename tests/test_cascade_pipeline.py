@@ -22,10 +22,10 @@ from pyoco_pipeline.data.clips import ClipStore
 pytestmark = pytest.mark.slow
 
 SHAPES = {"base": (8, 16, 16), "interpolation": (36, 16, 16), "sr256": (36, 32, 32)}
-CLIPS = 3
+CLIPS = 2
 SHORT = {"steps": 2, "batch_size": 2, "warmup_steps": 1, "log_every": 1}
 TINY: dict[str, Any] = {
-    "ingest": {"moving_digits": {"num_train": 16, "num_test": 4}},
+    "ingest": {"moving_digits": {"num_train": 16, "num_test": 2}},
     "pretrain_image": {"train": SHORT},
     "finetune_video": {stage: {"train": SHORT | {"image_share": 0.0}} for stage in SHAPES},
     "generate": {
