@@ -110,9 +110,8 @@ def spectrum(table: StudyTable, settings: AblateAlphaSettings, clips: np.ndarray
     data = DataSpectrum.of(clips)
     std = settings.sigma_stds[0]
     priors: dict[str, Row] = {}
-    for row in table.rows:
-        if row.init == "finetune":
-            priors.setdefault(row.prior, row)
+    for row in table.choose(lambda row: row.init == "finetune"):
+        priors.setdefault(row.prior, row)
     found = {name: best_mean(table, name, std) for name in priors}
     base = (found.get("iid") or {}).get("sigma_mean", settings.paper_sigma.mean)
     rows = []

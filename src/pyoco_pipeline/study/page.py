@@ -165,7 +165,8 @@ def _hypotheses(found: Mapping[str, Any]) -> str:
     tests = sum(h["test"] is not None and h["test"]["p_t"] is not None for h in found["hypotheses"])
     lead = (
         f"Confirmed: at least {found['min_seeds']} seeds, and p of the paired t test at most {found['level']:g}. Not "
-        f"confirmed: as many seeds without that, or with the opposite. Else undecided. Of {tests} such tests about "
+        f"confirmed: as many seeds without that, or with the opposite. Else undecided. A difference is the first "
+        f"configuration's {found['metric']} less the second's. Of {tests} such tests about "
         f"{tests * found['level']:.1f} would come out by chance if nothing were true; Holm's p allows for it."
     )
     return section("hypotheses", "The paper's claims", body, lead)
