@@ -39,7 +39,8 @@ def alpha_curves(
                 _alpha_panel(panel, table, metric, papers, real.get(metric))
                 panel.set_title(words, loc="left")
             panel_row[0].set_ylabel(metric)
-        panels[0][-1].legend(fontsize=8, frameon=False)
+        handles, labels = panels[0][-1].get_legend_handles_labels()
+        figure.legend(handles, labels, fontsize=8, frameon=False, loc="outside lower center", ncols=6)
         return as_png(figure)
 
 
@@ -172,7 +173,8 @@ def snr_curves(spectrum: Mapping[str, Any], *, dark: bool = False) -> bytes:
         left.set_yscale("log")
         left.set_xlabel("temporal frequency (cycles per frame)")
         left.set_ylabel("signal-to-noise ratio at σ = 1")
-        left.legend(fontsize=7.5, frameon=False, ncols=2)
+        if seen:
+            left.legend(fontsize=7.5, frameon=False, ncols=2)
         _predictions(right, spectrum["priors"])
         return as_png(figure)
 
@@ -198,3 +200,4 @@ def _log_scale(panel: Axes) -> None:
     low, high = panel.dataLim.y0, panel.dataLim.y1
     if low > 0 and high / low > 12:
         panel.set_yscale("log")
+        panel.yaxis.set_major_formatter("{x:g}")  # the default is in TeX, which titles of users rule out
