@@ -8,17 +8,20 @@ from __future__ import annotations
 
 import logging
 import math
+import os
 import signal
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
+from accelerate.utils import DistributedDataParallelKwargs, InitProcessGroupKwargs
 from torch import Tensor, nn
 from tqdm import tqdm
 
@@ -39,6 +42,7 @@ from pyoco_pipeline.training.checkpoint import (
 from pyoco_pipeline.training.ema import EMA
 from pyoco_pipeline.training.settings import SigmaSettings, TrainSettings
 
+_PATIENCE = timedelta(hours=2)
 logger = logging.getLogger(__name__)
 metrics_logger = logging.getLogger("pyoco_pipeline.metrics")
 
@@ -156,13 +160,17 @@ class _Run:
         self.fingerprint = {"stage": stage, **identity, "train": settings.identity()}
         self.folder = CheckpointFolder(checkpoints, settings.keep_checkpoints)
         AcceleratorState._reset_state()  # else a second stage in this process could not have another precision
-        self.accelerator = Accelerator(mixed_precision=_precision(settings.precision))
+        self.accelerator = Accelerator(
+            mixed_precision=_precision(settings.precision),
+            kwargs_handlers=[
+                # Image steps leave out the temporal modules.
+                DistributedDataParallelKwargs(find_unused_parameters=settings.image_share > 0),
+                InitProcessGroupKwargs(timeout=_PATIENCE),  # of those that wait while rank 0 samples
+            ],
+        )
         self.device = self.accelerator.device
-        if self.accelerator.num_processes > 1:
-            raise UserError(
-                f"{stage}: started as {self.accelerator.num_processes} processes, but one process trains: start it "
-                "without a launcher."
-            )
+        self.is_main = self.accelerator.is_main_process
+        _check_parts(stage, settings, self.accelerator.num_processes)
         network.train().to(self.device)
         if settings.channels_last:
             network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
@@ -203,20 +211,21 @@ class _Run:
                 now = time.monotonic()
                 self._log(losses, grad_norm, now - last_log, bar)
                 losses, last_log = [], now
-            if settings.max_minutes and time.monotonic() - started > 60 * settings.max_minutes:
+            if self._agree(settings.max_minutes and time.monotonic() - started > 60 * settings.max_minutes):
                 if losses:
                     self._log(losses, grad_norm, time.monotonic() - last_log, bar)
                 logger.info(
                     "%s: stopped at step %d after %g minutes", self.stage, self.step, settings.max_minutes
                 )
                 return
-            if self.stopped_by:
+            if self._agree(self.stopped_by):
                 if losses:
                     self._log(losses, grad_norm, time.monotonic() - last_log, bar)
                 self._checkpoint()
                 raise UserError(
-                    f"{self.stage}: stopped by {self.stopped_by} at step {self.step} of {settings.steps}; the "
-                    f"checkpoint is in {self.folder.folder}, and the same command goes on from it."
+                    f"{self.stage}: stopped by {self.stopped_by or 'a signal'} at step {self.step} of "
+                    f"{settings.steps}; the checkpoint is in {self.folder.folder}, and the same command goes on "
+                    "from it."
                 )
             if self.step % settings.checkpoint_every == 0 and not done:
                 if losses:  # never keep weights whose losses were not looked at
@@ -243,9 +252,11 @@ class _Run:
                 # For the whole batch and then split, so that neither processes nor micro-batches change the draws.
                 shape = (len(part.x0) * parts, *part.x0.shape[1:])
                 drawn = self.objective.draw(torch.Size(shape), self.device, draw)
-            with self.accelerator.autocast():
-                loss = self.objective.loss(self.model, part, drawn.part(i, parts))
-            self.accelerator.backward(loss / settings.accumulation)
+            is_last = i == first + settings.accumulation - 1
+            with nullcontext() if is_last else self.accelerator.no_sync(self.model):
+                with self.accelerator.autocast():
+                    loss = self.objective.loss(self.model, part, drawn.part(i, parts))
+                self.accelerator.backward(loss / settings.accumulation)
             total += loss.detach() / settings.accumulation
         total = self.accelerator.reduce(total, "mean")
         grad_norm = self.accelerator.clip_grad_norm_(self.model.parameters(), settings.grad_clip)
@@ -266,6 +277,8 @@ class _Run:
             "clips_per_second": rate,
         }
         self.history.append({"stage": self.stage, "step": self.step, **metrics})
+        if not self.is_main:
+            return
         remaining = (self.settings.steps - self.step) * self.settings.batch_size / rate
         bar.set_postfix_str(f"loss {loss:.4f}, |grad| {float(grad_norm):.2f}, {rate:.1f} clips/s")
         metrics_logger.info(
@@ -295,7 +308,7 @@ class _Run:
             )
 
     def _checkpoint(self) -> None:
-        if not self.accelerator.is_main_process:
+        if not self.is_main:
             return
         self.folder.save(
             Snapshot(
@@ -310,8 +323,10 @@ class _Run:
 
     def _resume(self) -> None:
         snapshot = self.folder.newest() if self.settings.resume == "auto" else None
+        self.accelerator.wait_for_everyone()  # all have read before one clears
         if snapshot is None or snapshot.finished:
-            self.folder.clear()
+            if self.is_main:
+                self.folder.clear()
             return
         check_same_run(snapshot, self.fingerprint, self.folder.folder)
         self.network.load_state_dict(snapshot.network)
@@ -321,7 +336,7 @@ class _Run:
         logger.info("%s: going on from step %d of %d", self.stage, self.step, self.settings.steps)
 
     def _sample(self) -> None:
-        if self.validate is None or not self.accelerator.is_main_process:
+        if self.validate is None or not self.is_main:
             return
         self.ema.swap(self.network)
         self.network.eval()
@@ -353,7 +368,19 @@ class _Run:
 
     def _progress(self) -> tqdm:
         # disable=None: no bar where the output is not a terminal; `_log` writes lines there instead.
-        return tqdm(total=self.settings.steps, initial=self.step, desc=self.stage, unit="step", disable=None)
+        disable = None if self.is_main else True
+        return tqdm(
+            total=self.settings.steps, initial=self.step, desc=self.stage, unit="step", disable=disable
+        )
+
+    def _agree(self, here: object) -> bool:
+        """Whether any process stops: all of them have to, after the same step. Asked only where a step is logged."""
+        if self.accelerator.num_processes == 1:
+            return bool(here)
+        if self.step % self.settings.log_every and self.step < self.settings.steps:
+            return False
+        flag = torch.tensor(float(bool(here)), device=self.device)
+        return bool(self.accelerator.reduce(flag, "sum").item())
 
 
 def learning_rate(settings: TrainSettings, step: int) -> float:
@@ -364,6 +391,22 @@ def learning_rate(settings: TrainSettings, step: int) -> float:
         return settings.learning_rate
     share = (step - settings.warmup_steps) / max(1, settings.steps - settings.warmup_steps)
     return settings.learning_rate * 0.5 * (1.0 + math.cos(math.pi * share))
+
+
+def _check_parts(stage: str, settings: TrainSettings, processes: int) -> None:
+    """UserError where a batch has no equal parts for so many processes, or another launcher started them."""
+    started = int(os.environ.get("WORLD_SIZE", "1"))
+    if started != processes or (processes > 1 and settings.num_processes not in ("auto", processes)):
+        raise UserError(
+            f"{stage}: started as {started} processes, of which {processes} train together, with train.num_processes="
+            f"{settings.num_processes}: start it without a launcher; it starts its own processes."
+        )
+    parts = settings.accumulation * processes
+    if settings.batch_size % parts:
+        raise UserError(
+            f"train.batch_size={settings.batch_size} has no {parts} equal parts, for {processes} processes and "
+            f"train.accumulation={settings.accumulation}: change one of them."
+        )
 
 
 def parameter_groups(network: nn.Module, lr_scale: dict[str, float]) -> list[dict[str, Any]]:

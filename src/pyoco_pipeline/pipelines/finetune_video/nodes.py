@@ -35,12 +35,22 @@ def fine_tune(
     from pyoco_pipeline.models import InflationOptions
     from pyoco_pipeline.pipelines.samples import SampleSheet
     from pyoco_pipeline.training import stages
+    from pyoco_pipeline.training.processes import on_every_device
 
     store = ClipStore(stage.clips) if stage.clips else training_store(clips, latents)
     embeddings = TextEmbeddings(text_embeddings)
     sheet = SampleSheet.of_stage(checkpoints / "samples", store, embeddings, stage)
-    model, info, history = stages.train_video_model(
-        name, stage, init, store, embeddings, checkpoints, sheet, InflationOptions(**inflate.options())
+    model, info, history = on_every_device(
+        stage.train.num_processes,
+        stages.train_video_model,
+        name,
+        stage,
+        init,
+        store,
+        embeddings,
+        checkpoints,
+        inflation=InflationOptions(**inflate.options()),
+        only_here={"validate": sheet},
     )
     keep = partial(stages.keep_model, model=model, info=info, checkpoints=checkpoints)
     return keep, history

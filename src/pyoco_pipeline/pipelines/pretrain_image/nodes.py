@@ -24,10 +24,19 @@ def train_image_model(
     from pyoco_pipeline.noise import IIDNoise
     from pyoco_pipeline.pipelines.samples import SampleSheet
     from pyoco_pipeline.training import stages
+    from pyoco_pipeline.training.processes import on_every_device
 
     store, embeddings = training_store(clips, latents), TextEmbeddings(text_embeddings)
     view = view_of(store, pretrain_image.clip.shape() if pretrain_image.clip else None)
     sheet = SampleSheet(checkpoints / "samples", store, embeddings, IIDNoise(), num_frames=1, view=view)
-    model, info, history = stages.train_image_model(pretrain_image, store, embeddings, checkpoints, sheet)
+    model, info, history = on_every_device(
+        pretrain_image.train.num_processes,
+        stages.train_image_model,
+        pretrain_image,
+        store,
+        embeddings,
+        checkpoints,
+        only_here={"validate": sheet},
+    )
     keep = partial(stages.keep_model, model=model, info=info, checkpoints=checkpoints)
     return keep, history

@@ -1,0 +1,157 @@
+"""Training shared out over processes gives the training of one, and nothing is lost where one of them is."""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import tiny
+import torch
+
+from pyoco_pipeline.config import StageSettings
+from pyoco_pipeline.data.clips import ClipStore
+from pyoco_pipeline.data.embeddings import TextEmbeddings
+from pyoco_pipeline.errors import UserError
+from pyoco_pipeline.models import save_video_model
+from pyoco_pipeline.training import stages
+from pyoco_pipeline.training.processes import on_every_device
+from pyoco_pipeline.training.settings import NoiseSettings
+
+pytestmark = pytest.mark.slow  # every process imports torch and diffusers first
+
+STEPS = 6
+
+
+@pytest.fixture
+def inflated(tmp_path: Path) -> Path:
+    save_video_model(tiny.make_video_unet(trained=False), tmp_path / "inflated")
+    return tmp_path / "inflated"
+
+
+@pytest.fixture
+def train(
+    tmp_path: Path, inflated: Path, digits_store: ClipStore, digits_embeddings: TextEmbeddings
+) -> Callable[..., Any]:
+    """Train a stage, images beside clips, and give its weights and logged losses."""
+
+    def run(
+        processes: int, folder: str, work: Callable[..., Any] = stages.train_video_model, **changes: Any
+    ) -> Any:
+        options = {
+            "steps": STEPS,
+            "image_share": 0.5,
+            "log_every": 1,
+            "checkpoint_every": 2,
+            "learning_rate": 1e-3,
+        }
+        settings = StageSettings(
+            noise=NoiseSettings(kind="progressive", alpha=2.0),
+            train=tiny.train_settings(**(options | {"num_processes": processes} | changes)),
+        )
+        arguments = ("base", settings, inflated, digits_store, digits_embeddings, tmp_path / folder)
+        model, _, history = on_every_device(processes, work, *arguments)
+        return model.state_dict(), [row["loss"] for row in history]
+
+    return run
+
+
+def assert_same(found: Any, expected: Any) -> None:
+    """Losses and weights, to what another order of summing float32 leaves."""
+    torch.testing.assert_close(torch.tensor(found[1]), torch.tensor(expected[1]), rtol=1e-5, atol=1e-6)
+    for name, weight in expected[0].items():
+        torch.testing.assert_close(found[0][name], weight, rtol=1e-4, atol=1e-5, msg=name)
+
+
+@pytest.mark.parametrize(("processes", "accumulation"), [(2, 1), (2, 2), (4, 1)])
+def test_processes_that_share_a_batch_train_as_one_does(
+    train: Callable[..., Any], processes: int, accumulation: int
+) -> None:
+    alone = train(1, "alone", accumulation=accumulation)
+    assert_same(train(processes, "shared", accumulation=accumulation), alone)
+
+
+def test_what_two_processes_left_goes_on_in_one_and_the_other_way_round(train: Callable[..., Any]) -> None:
+    whole = train(1, "whole")
+    for first, then in ((2, 1), (1, 2)):
+        folder = f"{first}-{then}"
+        train(first, folder, stop_after_three_steps)
+        assert_same(train(then, folder), whole)
+
+
+def stop_after_three_steps(
+    name: str,
+    settings: StageSettings,
+    init: Path,
+    store: ClipStore,
+    embeddings: TextEmbeddings,
+    checkpoints: Path,
+) -> Any:
+    """As a run that is stopped by a signal leaves it, with the same seeds and schedule."""
+    from pyoco_pipeline.training.trainer import _Run
+
+    step = _Run._train_step
+
+    def stepping(self: Any) -> Any:
+        if self.step == 3:
+            self.stopped_by = "SIGTERM"
+        return step(self)
+
+    _Run._train_step = stepping  # type: ignore[method-assign]
+    try:
+        return stages.train_video_model(name, settings, init, store, embeddings, checkpoints)
+    except UserError:
+        return torch.nn.Module(), None, []
+    finally:
+        _Run._train_step = step  # type: ignore[method-assign]
+
+
+def die_at_the_third_step(
+    name: str,
+    settings: StageSettings,
+    init: Path,
+    store: ClipStore,
+    embeddings: TextEmbeddings,
+    checkpoints: Path,
+) -> Any:
+    """Rank 1 is killed while rank 0 waits for its gradients."""
+    from pyoco_pipeline.training.trainer import _Run
+
+    step = _Run._train_step
+
+    def stepping(self: Any) -> Any:
+        if self.step == 3 and not self.is_main:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return step(self)
+
+    _Run._train_step = stepping  # type: ignore[method-assign]
+    try:
+        return stages.train_video_model(name, settings, init, store, embeddings, checkpoints)
+    finally:
+        _Run._train_step = step  # type: ignore[method-assign]
+
+
+def test_a_killed_process_ends_the_run_with_a_sentence_and_the_next_goes_on_from_the_checkpoint(
+    train: Callable[..., Any], tmp_path: Path
+) -> None:
+    with pytest.raises(
+        UserError, match=r"Process 2 of 2, on cpu, is gone: its training ends the process"
+    ) as error:
+        train(2, "killed", die_at_the_third_step)
+    assert "goes on from the last checkpoint" in str(error.value)
+    assert (tmp_path / "killed").is_dir()
+    assert_same(train(2, "killed"), train(1, "whole"))
+
+
+def test_a_batch_without_equal_parts_is_refused_before_anything_is_trained(train: Callable[..., Any]) -> None:
+    with pytest.raises(UserError, match=r"train.batch_size=4 has no 3 equal parts"):
+        train(3, "three")
+
+
+def test_one_process_starts_no_other(monkeypatch: pytest.MonkeyPatch, train: Callable[..., Any]) -> None:
+    monkeypatch.setattr("pyoco_pipeline.training.processes.Isolated", None)
+    train(1, "alone")
+    assert "WORLD_SIZE" not in os.environ
