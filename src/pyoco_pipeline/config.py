@@ -425,6 +425,9 @@ class GenerateSettings(Settings):
     noise: NoiseSettings | None = None  # None: the prior that the model was trained with
     allow_other_prior: bool = False  # to sample with another prior than trained with
     batch_size: Positive = 16
+    num_processes: Positive | Literal["auto"] = (
+        "auto"  # that share the clips; auto: one per GPU, or one on the CPU
+    )
     precision: Literal["auto", "float32", "bf16"] = "auto"  # auto: bf16 on a GPU, float32 on a CPU
     compile: bool = False  # worth it for more than some hundred clips
     video_format: Literal["mp4", "webp"] = "mp4"

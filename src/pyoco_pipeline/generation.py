@@ -56,11 +56,13 @@ def generate_clips(
     autoencoder: Autoencoder | None = None,
     fps: float | None = None,
     material: Material | None = None,
+    first: int = 0,
 ) -> Iterator[Tensor]:
     """Clips (T, H, W, 3) uint8 for captions, from the stage in folder `model`, clip i from seed (seed, i).
 
     shape: (frames, height, width), that of the clips or latents the model was trained on. autoencoder: of the latents.
-    fps: frames per second of the clips, which a model inflated with fps needs. material: what they start from.
+    fps: frames per second of the clips, which a model inflated with fps needs. material: what they start from. first:
+    the place of the first caption among all, where these are a share of them.
 
     Raises UserError for a prior other than the model's unless that is asked for, for another text encoder, autoencoder
     or shape, for noise levels that the model does not know, and for experts that do not fit together.
@@ -88,9 +90,9 @@ def generate_clips(
     cond = CaptionEmbedder(embeddings)(captions)
     if fps is not None and read_json(model / "temporal.json").get("fps"):
         cond["fps"] = torch.full((len(captions),), fps)
-    for first in range(0, len(captions), settings.batch_size):
-        places = range(first, min(first + settings.batch_size, len(captions)))
-        batch = {key: value[places.start : places.stop].to(device) for key, value in cond.items()}
+    for start in range(0, len(captions), settings.batch_size):
+        batch = {key: value[start : start + settings.batch_size].to(device) for key, value in cond.items()}
+        places = range(first + start, first + min(start + settings.batch_size, len(captions)))
         seeds = [mix_seed(settings.seed, i) for i in places]
         with torch.inference_mode(), sampling_precision(settings, device):
             clip = as_sampled(material.stacked(places).to(device), autoencoder) if material else None

@@ -55,16 +55,24 @@ def continue_clips(
     settings: GenerateSettings,
     embeddings: TextEmbeddings,
     autoencoder: Autoencoder | None = None,
+    places: range | None = None,
 ) -> Iterator[CaptionedClip]:
     """The clips of `before` as the stage in folder `model` makes them, with their captions; batch by batch.
+
+    places: of a share of the clips; None: of all.
 
     Memory does not depend on their number, nor that on the device on how long they are. Noise, of the sample and of the
     augmentation, is a function of (seed, clip, stage). Raises UserError for a prior other than the stage's, unless that
     is asked for.
     """
     stage = _Stage.open(plan, model, settings, autoencoder)
-    embed, null, place = CaptionEmbedder(embeddings), embeddings.null(stage.device), 0
-    clips, size = before.clips(), settings.later(plan.name).batch_size
+    embed, null, place = (
+        CaptionEmbedder(embeddings),
+        embeddings.null(stage.device),
+        places.start if places else 0,
+    )
+    clips = islice(before.clips(), place, places.stop if places else None)
+    size = settings.later(plan.name).batch_size
     while batch := list(islice(clips, size)):
         cond = {k: v.to(stage.device) for k, v in embed([item.caption for item in batch]).items()}
         stored = torch.from_numpy(np.stack([item.clip.video for item in batch]))

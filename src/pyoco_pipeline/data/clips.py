@@ -136,6 +136,20 @@ def write_clips(
     return write_manifest(folder, replace(empty, latents_of=latents_of, autoencoder=autoencoder), shards)
 
 
+def join_clips(folder: Path, parts: Sequence[Path]) -> Manifest:
+    """Move the clips of several folders of one kind and shape into `folder`, in the order of the folders."""
+    manifests = [ClipStore(part).manifest for part in parts]
+    numbers: dict[str, int] = {}
+    shards: list[Shard] = []
+    for part, manifest in zip(parts, manifests, strict=True):
+        for shard in manifest.shards:
+            name = shard_name(shard.split, shard.frames == 1 < manifest.num_frames)
+            numbers[name] = numbers.get(name, -1) + 1
+            shards.append(replace(shard, file=f"{name}-{numbers[name]:05d}.parquet"))
+            (part / shard.file).rename(folder / shards[-1].file)
+    return write_manifest(folder, replace(manifests[0], counts={}, images=0, sha256="", shards=()), shards)
+
+
 def shard_name(split: str, is_image: bool) -> str:
     """What the names of a split's shards begin with."""
     return f"images-{split}" if is_image else split

@@ -11,6 +11,7 @@ import numpy as np
 
 from pyoco_pipeline.config import GenerateSettings
 from pyoco_pipeline.datasets.folder import FolderWriter
+from pyoco_pipeline.pipelines.generate.shares import write_shares
 from pyoco_pipeline.pipelines.generate.user_clips import user_clips
 
 
@@ -42,35 +43,50 @@ def sample_clips(
     from pyoco_pipeline.cascade.plan import from_json
     from pyoco_pipeline.data.clips import ClipStore
     from pyoco_pipeline.data.embeddings import TextEmbeddings
-    from pyoco_pipeline.data.latents import open_autoencoder, training_store
+    from pyoco_pipeline.data.latents import training_store
 
-    store, base = ClipStore(clips), from_json(cascade)[0]
+    base = from_json(cascade)[0]
     if base.name != "base":
         return partial(write_none, stage="base")
-    autoencoder = open_autoencoder(training_store(clips, latents))
+    arguments = {
+        "generate": generate,
+        "base": base,
+        "model": model,
+        "store": ClipStore(clips),
+        "trained": training_store(clips, latents),
+        "embeddings": TextEmbeddings(text_embeddings),
+    }
     return partial(
-        _write_base,
-        generate=generate,
-        base=base,
-        model=model,
-        store=store,
-        embeddings=TextEmbeddings(text_embeddings),
-        autoencoder=autoencoder,
+        write_shares,
+        write=_write_base,
+        count=generate.num_clips,
+        batch_size=generate.batch_size,
+        num_processes=_processes(generate, base.name),
+        arguments=arguments,
     )
+
+
+def _processes(generate: GenerateSettings, stage: str) -> Any:
+    """Clips of the user are cut once, by one process."""
+    return 1 if generate.video is not None and generate.video.stage == stage else generate.num_processes
 
 
 def _write_base(
     folder: Path,
+    *,
+    places: range,
     generate: GenerateSettings,
     base: Any,
     model: Path,
     store: Any,
+    trained: Any,
     embeddings: Any,
-    autoencoder: Any,
 ) -> None:
     from pyoco_pipeline.data.clips import CaptionedClip, Clip, write_clips
+    from pyoco_pipeline.data.latents import open_autoencoder
     from pyoco_pipeline.generation import Material, generate_clips
 
+    autoencoder = open_autoencoder(trained)
     shape, fps = _pixels(base, autoencoder), base.fps or store.manifest.fps
     with ExitStack() as stack:
         material = None
@@ -79,6 +95,7 @@ def _write_base(
             given = stack.enter_context(user_clips(generate, shape, fps))
             asked = [(item.caption, item.clip.attributes) for item in given.clips()]
             material = Material(given.distinct(), generate.video.sigma, generate.video.keep_frames)
+        asked = asked[places.start : places.stop]
         videos = generate_clips(
             model,
             generate,
@@ -88,10 +105,11 @@ def _write_base(
             autoencoder,
             fps,
             material,
+            places.start,
         )
         sampled = (
             CaptionedClip(Clip(f"generated-{i:06d}", video.numpy(), attributes), caption, "generated")
-            for i, (video, (caption, attributes)) in enumerate(zip(videos, asked, strict=True))
+            for i, video, (caption, attributes) in zip(places, videos, asked, strict=True)
         )
         write_clips(folder, sampled, kind=store.manifest.kind, shape=shape, fps=fps)
 
@@ -110,51 +128,60 @@ def continue_clips(
     from pyoco_pipeline.cascade.folders import write_none
     from pyoco_pipeline.cascade.plan import from_json
     from pyoco_pipeline.data.embeddings import TextEmbeddings
-    from pyoco_pipeline.data.latents import open_autoencoder, training_store
+    from pyoco_pipeline.data.latents import training_store
 
     planned = {stage.name: stage for stage in from_json(cascade)}.get(name)
     if planned is None:
         return partial(write_none, stage=name)
+    arguments = {
+        "generate": generate,
+        "planned": planned,
+        "model": model,
+        "before": before,
+        "trained": training_store(clips, latents),
+        "embeddings": TextEmbeddings(text_embeddings),
+    }
     return partial(
-        _write_later,
-        generate=generate,
-        planned=planned,
-        model=model,
-        before=before,
-        store=training_store(clips, latents),
-        embeddings=TextEmbeddings(text_embeddings),
-        autoencoder=open_autoencoder(training_store(clips, latents)),
+        write_shares,
+        write=_write_later,
+        count=generate.num_clips,
+        batch_size=generate.later(name).batch_size,
+        num_processes=_processes(generate, name),
+        arguments=arguments,
     )
 
 
 def _write_later(
     folder: Path,
+    *,
+    places: range,
     generate: GenerateSettings,
     planned: Any,
     model: Path,
     before: tuple[Path, ...],
-    store: Any,
+    trained: Any,
     embeddings: Any,
-    autoencoder: Any,
 ) -> None:
     from pyoco_pipeline.cascade.folders import is_none
     from pyoco_pipeline.cascade.sampling import continue_clips as sample
     from pyoco_pipeline.cascade.sampling import taken_fps, taken_shape
     from pyoco_pipeline.data.clips import ClipStore, write_clips
+    from pyoco_pipeline.data.latents import open_autoencoder
 
+    autoencoder = open_autoencoder(trained)
     newest: Any
     with ExitStack() as stack:
         if generate.video is not None and generate.video.stage == planned.name:
-            shape, fps = taken_shape(model, autoencoder), taken_fps(model) or store.manifest.fps
+            shape, fps = taken_shape(model, autoencoder), taken_fps(model) or trained.manifest.fps
             newest = stack.enter_context(user_clips(generate, shape, fps))
         else:
             newest = ClipStore(next(path for path in before if not is_none(path)))
         write_clips(
             folder,
-            sample(planned, model, newest, generate, embeddings, autoencoder),
-            kind=store.manifest.kind,
+            sample(planned, model, newest, generate, embeddings, autoencoder, places),
+            kind=trained.manifest.kind,
             shape=_pixels(planned, autoencoder),
-            fps=planned.fps or store.manifest.fps,
+            fps=planned.fps or trained.manifest.fps,
         )
 
 
