@@ -130,7 +130,10 @@ def study(seeds: int = 3, **changes: Any) -> dict[str, Any]:
             "code": ["c"],
         }
         for row in record["evaluations"]:
-            row["values"] |= {"fvd_digits3d_floor": 12.5, "is_digits3d": 9 - row["values"]["fvd_digits3d"] / 500}
+            row["values"] |= {
+                "fvd_digits3d_floor": 12.5,
+                "is_digits3d": 9 - row["values"]["fvd_digits3d"] / 500,
+            }
     shared = {"initial_weights_sha256": "a" * 64, "data_sha256": "b" * 64}
     names = list(dict.fromkeys(record["configuration"] for record in records))
     rungs = [{"steps": 100, "trained": names, "kept": names}]
