@@ -21,6 +21,7 @@ from pyoco_pipeline.analysis.settings import AnalyseNoiseSettings
 from pyoco_pipeline.datasets import WorkFolderDataset
 from pyoco_pipeline.evaluation.settings import Digits3DTraining, EvaluateSettings
 from pyoco_pipeline.pipeline_registry import SPINE, register_pipelines
+from pyoco_pipeline.study.settings import AblateAlphaSettings
 
 PACKAGE = REPOSITORY / "src/pyoco_pipeline"
 ENVIRONMENTS = ["base", "gpu", "assets", "ci", "videos", "ucf101", "cascade", "gpu_cascade", "paper"]
@@ -35,6 +36,7 @@ SETTINGS = {
     "export": config.ExportSettings,
     "analyse_noise": AnalyseNoiseSettings,
     "digits_classifier": Digits3DTraining,
+    "ablate_alpha": AblateAlphaSettings,
 }
 
 
@@ -68,6 +70,7 @@ def test_the_registry_holds_every_step_and_their_sum(pipelines: dict[str, Pipeli
         "evaluate",
         "report",
         "export",
+        "ablate_alpha",
         "analyse_noise",
         "digits_classifier",
         "__default__",
@@ -146,7 +149,7 @@ from pathlib import Path
 from kedro.framework.startup import bootstrap_project
 bootstrap_project(Path.cwd())
 from kedro.framework.project import pipelines
-assert len(dict(pipelines)) == 11
+assert len(dict(pipelines)) == 12
 print([name for name in ("torch", "diffusers", "mlflow", "great_expectations") if name in sys.modules])
 """
     done = subprocess.run(

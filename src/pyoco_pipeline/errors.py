@@ -3,3 +3,7 @@
 
 class UserError(Exception):
     """Something the user can put right; the message says what was found, where, and what to do."""
+
+
+class Stopped(UserError):
+    """A run that a signal ended after it wrote a checkpoint: the same command goes on."""

@@ -107,7 +107,7 @@ def _in_processes(
 def _on_ray(
     function: Callable[[T], R], tasks: Sequence[T], workers: int | None, address: str | None
 ) -> Generator[tuple[int, R], None, None]:
-    with _connected(address, workers) as ray:
+    with connected(address, workers) as ray:
         # Tasks write whole files or none, so one whose worker is lost may run again.
         remote = ray.remote(num_cpus=1, max_retries=2)(_apply)
         shared = ray.put(function)
@@ -141,7 +141,7 @@ def _apply(function: Callable[[T], R], task: T) -> R:
 
 
 @contextmanager
-def _connected(address: str | None, workers: int | None) -> Iterator[Any]:
+def connected(address: str | None, workers: int | None) -> Iterator[Any]:
     """The module `ray`, connected; what is started or joined here is ended or left again."""
     address = address or os.environ.get("RAY_ADDRESS") or "local"
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")

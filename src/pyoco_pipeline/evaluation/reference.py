@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+import os
 from collections.abc import Collection, Iterator, Mapping
 from copy import copy
 from dataclasses import dataclass, replace
@@ -217,7 +218,7 @@ class ReferenceCache:
             return
         path.parent.mkdir(parents=True, exist_ok=True)
         tensors = to_tensors(reading)
-        aside = path.with_suffix(".partial")
+        aside = path.with_suffix(f".{os.getpid()}.partial")  # several processes may keep the same
         safetensors.torch.save_file(tensors, aside, metadata={"key": key, "sha256": _digest(tensors)})
         aside.replace(path)
 

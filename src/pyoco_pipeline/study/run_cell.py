@@ -11,7 +11,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any, Literal
 
-from pyoco_pipeline.errors import UserError
+from pyoco_pipeline.errors import Stopped, UserError
 from pyoco_pipeline.study.cells import Cell, cell_id, stage_settings, untrained_id
 from pyoco_pipeline.study.settings import AblateAlphaSettings
 from pyoco_pipeline.study.work import CellFolder, EvaluationFolder
@@ -69,9 +69,9 @@ def run_cell(task: CellTask) -> Outcome:
         folder.describe(_facts(task))
         folder.set_error(None)
         _Piece(task, folder).run()
+    except Stopped:
+        raise
     except Exception as error:
-        if _was_stopped(error):
-            raise
         logger.warning("%s failed: %s", task.cell.name, error, exc_info=not isinstance(error, UserError))
         folder.set_error(f"{type(error).__name__}: {error}")
         return "failed"
@@ -209,11 +209,6 @@ def _facts(task: CellTask) -> dict[str, Any]:
 
 def _is_late(task: CellTask) -> bool:
     return task.deadline is not None and time.time() >= task.deadline
-
-
-def _was_stopped(error: Exception) -> bool:
-    """Whether the trainer ended by SIGINT or SIGTERM, which it says in words."""
-    return isinstance(error, UserError) and ": stopped by SIG" in str(error)
 
 
 def _device_name() -> str:

@@ -8,7 +8,7 @@ import threading
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from pyoco_pipeline.data.executors import _connected  # Ray, joined or started, and left again
+from pyoco_pipeline.data.executors import connected  # Ray, joined or started, and left again
 from pyoco_pipeline.data.isolation import Died, Isolated
 from pyoco_pipeline.study.run_cell import CellTask, Outcome, run_cell
 from pyoco_pipeline.study.settings import AblateAlphaSettings
@@ -81,7 +81,7 @@ def _run_on(task: CellTask, gpu: str | None, threads: int) -> Outcome:
 
 
 def _on_ray(tasks: Sequence[CellTask], settings: AblateAlphaSettings) -> Iterator[tuple[CellTask, Outcome]]:
-    with _connected(settings.ray_address, settings.workers) as ray:
+    with connected(settings.ray_address, settings.workers) as ray:
         remote = ray.remote(num_cpus=1, num_gpus=settings.gpus_per_cell, max_retries=1)(run_cell)
         waiting = list(reversed(tasks))
         pending: dict[Any, CellTask] = {}

@@ -29,7 +29,7 @@ from pyoco_pipeline.cascade.conditions import Condition
 from pyoco_pipeline.data.batches import Batch, ClipBatches
 from pyoco_pipeline.data.order import mix_seed
 from pyoco_pipeline.diffusion import EDM, Denoise, LogNormalSigma, Parametrisation, edm_loss
-from pyoco_pipeline.errors import UserError
+from pyoco_pipeline.errors import Stopped, UserError
 from pyoco_pipeline.noise import NoisePrior
 from pyoco_pipeline.training.checkpoint import (
     CheckpointFolder,
@@ -137,8 +137,8 @@ def train(
     identity: what else makes the run what it is (stage, prior, data, initial weights); JSON-able.
     validate: called as (steps done, denoiser with averaged weights); may return a picture to log.
 
-    Raises UserError on a loss that is not finite or explodes, on a stop by SIGINT or SIGTERM (after a checkpoint),
-    and on a checkpoint of another run.
+    Raises UserError on a loss that is not finite or explodes, Stopped on SIGINT or SIGTERM (after a checkpoint), and
+    UserError on a checkpoint of another run.
     """
     return _Run(network, batches, objective, settings, stage, checkpoints, identity, validate).run()
 
@@ -222,7 +222,7 @@ class _Run:
                 if losses:
                     self._log(losses, grad_norm, time.monotonic() - last_log, bar)
                 self._checkpoint()
-                raise UserError(
+                raise Stopped(
                     f"{self.stage}: stopped by {self.stopped_by or 'a signal'} at step {self.step} of "
                     f"{settings.steps}; the checkpoint is in {self.folder.folder}, and the same command goes on "
                     "from it."
