@@ -15,7 +15,7 @@ import torch
 from pyoco_pipeline.config import StageSettings
 from pyoco_pipeline.data.clips import ClipStore
 from pyoco_pipeline.data.embeddings import TextEmbeddings
-from pyoco_pipeline.errors import UserError
+from pyoco_pipeline.errors import Stopped, UserError
 from pyoco_pipeline.models import save_video_model
 from pyoco_pipeline.training import stages
 from pyoco_pipeline.training.processes import on_every_device
@@ -82,54 +82,42 @@ def test_what_two_processes_left_goes_on_in_one_and_the_other_way_round(train: C
         assert_same(train(then, folder), whole)
 
 
-def stop_after_three_steps(
-    name: str,
-    settings: StageSettings,
-    init: Path,
-    store: ClipStore,
-    embeddings: TextEmbeddings,
-    checkpoints: Path,
-) -> Any:
+def stop_after_three_steps(*arguments: Any) -> Any:
     """As a run that is stopped by a signal leaves it, with the same seeds and schedule."""
-    from pyoco_pipeline.training.trainer import _Run
 
-    step = _Run._train_step
+    def stop(run: Any) -> None:
+        run.stopped_by = "SIGTERM"
 
-    def stepping(self: Any) -> Any:
-        if self.step == 3:
-            self.stopped_by = "SIGTERM"
-        return step(self)
-
-    _Run._train_step = stepping  # type: ignore[method-assign]
     try:
-        return stages.train_video_model(name, settings, init, store, embeddings, checkpoints)
-    except UserError:
+        return at_the_fourth_step(stop, *arguments)
+    except Stopped:
         return torch.nn.Module(), None, []
-    finally:
-        _Run._train_step = step  # type: ignore[method-assign]
 
 
-def die_at_the_third_step(
-    name: str,
-    settings: StageSettings,
-    init: Path,
-    store: ClipStore,
-    embeddings: TextEmbeddings,
-    checkpoints: Path,
-) -> Any:
+def die_at_the_fourth_step(*arguments: Any) -> Any:
     """Rank 1 is killed while rank 0 waits for its gradients."""
+
+    def die(run: Any) -> None:
+        if not run.is_main:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    return at_the_fourth_step(die, *arguments)
+
+
+def at_the_fourth_step(act: Callable[[Any], None], *arguments: Any) -> Any:
+    """Train as `train_video_model` does, and act on the run before its fourth step."""
     from pyoco_pipeline.training.trainer import _Run
 
     step = _Run._train_step
 
-    def stepping(self: Any) -> Any:
-        if self.step == 3 and not self.is_main:
-            os.kill(os.getpid(), signal.SIGKILL)
-        return step(self)
+    def stepping(run: Any) -> Any:
+        if run.step == 3:
+            act(run)
+        return step(run)
 
     _Run._train_step = stepping  # type: ignore[method-assign]
     try:
-        return stages.train_video_model(name, settings, init, store, embeddings, checkpoints)
+        return stages.train_video_model(*arguments)
     finally:
         _Run._train_step = step  # type: ignore[method-assign]
 
@@ -140,7 +128,7 @@ def test_a_killed_process_ends_the_run_with_a_sentence_and_the_next_goes_on_from
     with pytest.raises(
         UserError, match=r"Process 2 of 2, on cpu, is gone: its training ends the process"
     ) as error:
-        train(2, "killed", die_at_the_third_step)
+        train(2, "killed", die_at_the_fourth_step)
     assert "goes on from the last checkpoint" in str(error.value)
     assert (tmp_path / "killed").is_dir()
     assert_same(train(2, "killed"), train(1, "whole"))
