@@ -253,7 +253,7 @@ def test_sampling_with_another_prior_than_trained_needs_saying_so(
     assert_nothing_half_written(inflated)
     small = {"generate.num_clips": 2, "generate.sampler.steps": 1, "generate.num_videos": 1}
     asked = other | small | {"generate.allow_other_prior": "true"}
-    assert kedro_run(inflated, "--nodes", "sample_clips", params=asked).exit_code == 0
+    assert kedro_run(inflated, "--nodes", "check_cascade,sample_clips", params=asked).exit_code == 0
 
 
 def test_a_digits_metric_asked_for_by_name_is_refused_for_other_videos(
