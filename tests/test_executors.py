@@ -174,7 +174,7 @@ def local_ray():
         patch.setenv(
             "PYTHONPATH", str(Path(__file__).parent)
         )  # Ray's workers import this test's functions too
-        with executors._connected("local", 2) as ray:
+        with executors.connected("local", 2) as ray:
             yield ray
 
 
