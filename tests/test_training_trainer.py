@@ -10,7 +10,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 from diffusers import UNet2DModel
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 from safetensors.torch import load_file
@@ -560,12 +560,9 @@ def test_a_model_without_text_is_refused(digits_store, digits_embeddings, tmp_pa
         )
 
 
-@given(data=st.data())
-@settings(max_examples=20)
-def test_what_decides_the_weights_is_in_a_runs_identity(data):
+def test_what_decides_the_weights_is_in_a_runs_identity():
     other = {"log_every", "checkpoint_every", "keep_checkpoints", "sample_every", "resume", "max_minutes"}
-    other |= {"compile", "max_loss_growth"}
-    name = data.draw(st.sampled_from(sorted(type(train_settings()).model_fields)))
+    other |= {"compile", "max_loss_growth", "num_processes"}
 
-    assert (name in train_settings().identity()) == (name not in other)
+    assert set(train_settings().identity()) == set(type(train_settings()).model_fields) - other
     assert json.loads(json.dumps(train_settings().identity()))
