@@ -15,9 +15,10 @@ from pyoco_pipeline.data.clips import ClipStore
 from pyoco_pipeline.errors import UserError
 from pyoco_pipeline.evaluation.digits3d import Digits3DNet, save_digits3d
 from pyoco_pipeline.evaluation.evaluate import EvaluateSettings, evaluate_clips
-from pyoco_pipeline.evaluation.parallel import ClipSet, read_sets, useful
+from pyoco_pipeline.evaluation.parallel import ClipSet, read_sets
 from pyoco_pipeline.evaluation.results import flatten_metrics
 from pyoco_pipeline.evaluation.wanted import Extractors, ReaderChoice
+from pyoco_pipeline.launch import useful
 
 READERS = {
     "digits3d": ReaderChoice("digits3d", keep=True),

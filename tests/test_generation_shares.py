@@ -15,9 +15,10 @@ from pyoco_pipeline.config import GenerateSettings, SamplerSettings
 from pyoco_pipeline.data.clips import ClipStore, write_clips
 from pyoco_pipeline.data.embeddings import TextEmbeddings
 from pyoco_pipeline.errors import UserError
+from pyoco_pipeline.launch import share
 from pyoco_pipeline.models import save_video_model
 from pyoco_pipeline.pipelines.generate.nodes import _write_base
-from pyoco_pipeline.pipelines.generate.shares import share, write_shares
+from pyoco_pipeline.pipelines.generate.shares import write_shares
 
 
 @given(count=st.integers(1, 60), batch_size=st.integers(1, 9), parts=st.integers(1, 8))

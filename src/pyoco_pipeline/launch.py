@@ -38,6 +38,18 @@ def devices(num_processes: int | Literal["auto"]) -> list[str]:
     return [f"cuda:{i}" if gpus else "cpu" for i in range(num_processes)]
 
 
+def useful(on: Sequence[str], count: int, batch_size: int) -> Sequence[str]:
+    """As many of the devices as there are batches of `count` things, and at least one."""
+    return on[: max(1, -(-count // batch_size))]
+
+
+def share(part: int, parts: int, count: int, batch_size: int) -> range:
+    """The places of one of `parts` consecutive shares, of whole batches and of as many of them, to within one."""
+    batches = -(-count // batch_size)
+    first, end = (min(count, batches * i // parts * batch_size) for i in (part, part + 1))
+    return range(first, end)
+
+
 def launch(work: Callable[..., R], on: Sequence[str], *args: Any) -> list[R]:
     """`work(part, num_parts, device, *args)` of every part, in order of the parts; one part per device in `on`.
 

@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
-from pyoco_pipeline import reporting
 from pyoco_pipeline.analysis.analyse import DATA, NoiseAnalysis
-from pyoco_pipeline.reporting.html_parts import facts, figure, number, section, table, text
+from pyoco_pipeline.reporting.html_parts import facts, figure, number, page, section, table, text
 
 _TITLE = "Noise analysis"
 
@@ -16,16 +13,7 @@ def render_page(analysis: NoiseAnalysis) -> str:
     body = "".join(
         (_found(analysis), _correlation(analysis), _alpha(analysis), _clusters(analysis), _gaussian(analysis))
     )
-    style = Path(reporting.__file__).with_name("report.css").read_text(encoding="utf-8")
-    return (
-        '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
-        '<meta name="viewport" content="width=device-width, initial-scale=1">'
-        '<meta name="color-scheme" content="light dark">'
-        '<meta http-equiv="Content-Security-Policy" content="default-src \'none\'; img-src data:; '
-        "style-src 'unsafe-inline'\">"
-        f"<title>{_TITLE}</title><style>{style}</style></head><body>"
-        f"<header><div class=bar><h1>{_TITLE}</h1></div></header><main>{body}</main></body></html>\n"
-    )
+    return page(_TITLE, body)
 
 
 def _found(analysis: NoiseAnalysis) -> str:

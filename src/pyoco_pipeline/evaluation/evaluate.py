@@ -24,7 +24,7 @@ from pyoco_pipeline.evaluation.clips_to_score import (
 )
 from pyoco_pipeline.evaluation.comparison import Comparison, Side
 from pyoco_pipeline.evaluation.conditions import check_comparable, drawn_clips, protocol_warnings
-from pyoco_pipeline.evaluation.parallel import ClipSet, read_sets, useful
+from pyoco_pipeline.evaluation.parallel import ClipSet, read_sets
 from pyoco_pipeline.evaluation.protocols import PROTOCOLS, Protocol
 from pyoco_pipeline.evaluation.readers import frame_positions
 from pyoco_pipeline.evaluation.reference import (
@@ -43,6 +43,7 @@ from pyoco_pipeline.evaluation.wanted import (
     open_readers,
     wanted_metrics,
 )
+from pyoco_pipeline.launch import useful
 
 __all__ = [
     "DIGITS_METRICS",

@@ -17,7 +17,7 @@ from pyoco_pipeline.evaluation.readers import Reading, statistics_of
 from pyoco_pipeline.evaluation.reference import chosen
 from pyoco_pipeline.evaluation.settings import EvaluateSettings
 from pyoco_pipeline.evaluation.wanted import Extractors, ReaderChoice, open_readers
-from pyoco_pipeline.launch import launch
+from pyoco_pipeline.launch import launch, share
 
 
 @dataclass(frozen=True)
@@ -42,14 +42,9 @@ class ClipSet:
     def share(self, part: int, parts: int, batch_size: int) -> Iterator[CaptionedClip]:
         """The clips of one of `parts` consecutive shares of as many batches, to within one."""
         positions = range(len(self)) if self.positions is None else sorted(self.positions)
-        batches = -(-len(positions) // batch_size)
-        first, end = (batches * i // parts * batch_size for i in (part, part + 1))
-        return chosen(self.store, self.split, frozenset(positions[first:end]), self.num_frames, self.seed)
-
-
-def useful(devices: Sequence[str], clips: int, batch_size: int) -> Sequence[str]:
-    """As many of the devices as there are batches to read, and at least one."""
-    return devices[: max(1, -(-clips // batch_size))]
+        mine = share(part, parts, len(positions), batch_size)
+        wanted = frozenset(positions[mine.start : mine.stop])
+        return chosen(self.store, self.split, wanted, self.num_frames, self.seed)
 
 
 def read_sets(sets: Sequence[ClipSet], extractors: Extractors, devices: Sequence[str]) -> list[Side]:

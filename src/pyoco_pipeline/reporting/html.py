@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import yaml
@@ -16,6 +15,7 @@ from pyoco_pipeline.reporting.html_parts import (
     figure,
     missing,
     number,
+    page,
     picture,
     records,
     section,
@@ -70,20 +70,8 @@ def render_report(report: Report) -> str:
     )
     shown = {anchor: name for anchor, name in _SECTIONS.items() if anchor != "cascade" or report.cascade}
     links = "".join(f'<a href="#{anchor}">{name}</a>' for anchor, name in shown.items())
-    return (
-        '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
-        '<meta name="viewport" content="width=device-width, initial-scale=1">'
-        '<meta name="color-scheme" content="light dark">'
-        '<meta http-equiv="Content-Security-Policy" content="default-src \'none\'; img-src data:; '
-        "media-src data:; style-src 'unsafe-inline'\">"
-        f"<title>{text(report.title)}</title><style>{_style()}</style></head><body>"
-        f"<header><div class=bar><h1>{text(report.title)}</h1><nav>{links}</nav></div></header>"
-        f"<main>{_header_facts(report.run)}{body}</main></body></html>\n"
-    )
-
-
-def _style() -> str:
-    return Path(__file__).with_name("report.css").read_text(encoding="utf-8")
+    main = f"{_header_facts(report.run)}{body}"
+    return page(report.title, main, header=f"<nav>{links}</nav>", media=True)
 
 
 def _header_facts(run: Mapping[str, Any]) -> str:

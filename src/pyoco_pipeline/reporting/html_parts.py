@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import html
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from pyoco_pipeline.reporting.report import ReportClip
@@ -40,6 +41,25 @@ def data_uri(content: bytes, mime: str) -> str:
     if mime not in _MIMES:
         raise ValueError(f"{mime} is not shown in reports, expected one of {', '.join(sorted(_MIMES))}")
     return f"data:{mime};base64,{base64.b64encode(content).decode()}"
+
+
+def page(title: str, body: str, *, header: str = "", style: str = "", media: bool = False) -> str:
+    """A whole HTML file that needs nothing but itself, no network, no script.
+
+    body, header, style: HTML and CSS; header goes beside the title, style behind that of all pages. media: it plays
+    videos.
+    """
+    css = Path(__file__).with_name("report.css").read_text(encoding="utf-8") + style
+    allowed = "img-src data:; " + ("media-src data:; " if media else "") + "style-src 'unsafe-inline'"
+    return (
+        '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
+        '<meta name="viewport" content="width=device-width, initial-scale=1">'
+        '<meta name="color-scheme" content="light dark">'
+        f'<meta http-equiv="Content-Security-Policy" content="default-src \'none\'; {allowed}">'
+        f"<title>{text(title)}</title><style>{css}</style></head><body>"
+        f"<header><div class=bar><h1>{text(title)}</h1>{header}</div></header>"
+        f"<main>{body}</main></body></html>\n"
+    )
 
 
 def missing(sentence: str) -> str:

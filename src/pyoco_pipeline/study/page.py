@@ -9,8 +9,17 @@ from typing import Any
 
 import numpy as np
 
-from pyoco_pipeline import reporting
-from pyoco_pipeline.reporting.html_parts import data_uri, facts, figure, missing, number, section, table, text
+from pyoco_pipeline.reporting.html_parts import (
+    data_uri,
+    facts,
+    figure,
+    missing,
+    number,
+    page,
+    section,
+    table,
+    text,
+)
 from pyoco_pipeline.reporting.video_files import write_webp
 from pyoco_pipeline.study import figures
 from pyoco_pipeline.study.analyse import study_table
@@ -66,16 +75,7 @@ def render_page(
             _made(found, settings),
         )
     )
-    style = Path(reporting.__file__).with_name("report.css").read_text(encoding="utf-8")
-    return (
-        '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
-        '<meta name="viewport" content="width=device-width, initial-scale=1">'
-        '<meta name="color-scheme" content="light dark">'
-        '<meta http-equiv="Content-Security-Policy" content="default-src \'none\'; img-src data:; '
-        "style-src 'unsafe-inline'\">"
-        f"<title>{_TITLE}</title><style>{style}{_STYLE}</style></head><body>"
-        f"<header><div class=bar><h1>{_TITLE}</h1></div></header><main>{body}</main></body></html>\n"
-    )
+    return page(_TITLE, body, style=_STYLE)
 
 
 _STYLE = (

@@ -12,7 +12,12 @@ from typing import Any
 
 import torch
 
-from pyoco_pipeline.cascade.conditions import Condition, FramesCondition, LowResolutionCondition
+from pyoco_pipeline.cascade.conditions import (
+    Condition,
+    FramesCondition,
+    LowResolutionCondition,
+    condition_from_config,
+)
 from pyoco_pipeline.config import PretrainImageSettings, StageSettings
 from pyoco_pipeline.data.batches import BatchOptions, ClipBatches
 from pyoco_pipeline.data.clips import ClipStore
@@ -150,9 +155,8 @@ def stage_condition(settings: StageSettings) -> Condition | None:
     """What the stage is given besides text."""
     if settings.condition is None:
         return None
-    options = settings.condition.model_dump(exclude={"kind", "noise"})
-    kinds = {"frames": FramesCondition, "low_resolution": LowResolutionCondition}
-    return kinds[settings.condition.kind](**options, prior=settings.condition.noise.prior())
+    prior = settings.condition.noise.prior().config()
+    return condition_from_config(settings.condition.model_dump(exclude={"noise"}) | {"noise": prior})
 
 
 def _check_condition(

@@ -25,9 +25,9 @@ def write_shares(
     picklable, and write is found by its module and name.
     """
     from pyoco_pipeline.data.clips import join_clips
-    from pyoco_pipeline.launch import devices, launch
+    from pyoco_pipeline.launch import devices, launch, useful
 
-    on = devices(num_processes)[: max(1, -(-count // batch_size))]
+    on = useful(devices(num_processes), count, batch_size)
     if len(on) == 1:
         write(folder, places=range(count), **arguments)
         return
@@ -36,13 +36,6 @@ def write_shares(
     join_clips(folder, parts)
     for part in parts:
         shutil.rmtree(part)
-
-
-def share(part: int, parts: int, count: int, batch_size: int) -> range:
-    """The places of one of `parts` shares of as many batches, to within one."""
-    batches = -(-count // batch_size)
-    first, end = (min(count, batches * i // parts * batch_size) for i in (part, part + 1))
-    return range(first, end)
 
 
 def _write_share(
@@ -55,6 +48,8 @@ def _write_share(
     batch_size: int,
     arguments: dict[str, Any],
 ) -> None:
+    from pyoco_pipeline.launch import share
+
     write(_part(folder, part), places=share(part, parts, count, batch_size), **arguments)
 
 
