@@ -13,12 +13,15 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from diffusers import UNet2DConditionModel
 from torch import Tensor, nn
 
-from pyoco_pipeline.config import PretrainImageSettings, StageSettings
+from pyoco_pipeline.config import InflateSettings, PretrainImageSettings, StageSettings
 from pyoco_pipeline.data.clips import ClipStore
+from pyoco_pipeline.data.latents import sample_channels
 from pyoco_pipeline.errors import UserError
-from pyoco_pipeline.models import InflationOptions, VideoUNet, inflate
+from pyoco_pipeline.launch import devices
+from pyoco_pipeline.models import VideoUNet, inflate
 from pyoco_pipeline.models.frame_by_frame import ImageUNet, spatial_blocks
 from pyoco_pipeline.models.io import image_config, read_json
 from pyoco_pipeline.models.scratch import build_image_unet
@@ -39,7 +42,9 @@ def check_memory(plan: Plan) -> Iterator[Finding]:
     for name, network in plan.networks.items():
         stage, store = plan.stages[name], plan.clips[name]
         shape = stage_view(stage, store).crop or stage_shape(stage, store)
-        needed = step_bytes(network, shape, stage.train, on_gpu=torch.cuda.is_available())
+        on = devices(stage.train.num_processes)
+        channels = sample_channels(store)
+        needed = step_bytes(network, channels, shape, stage.train, processes=len(on), on_gpu=on[0] != "cpu")
         millions = sum(p.numel() for p in network.parameters()) / 1e6
         words = (
             f"stage {name}: {millions:.1f}M parameters, about {needed / 1e9:.1f} GB for a training step of "
@@ -60,24 +65,35 @@ def device_memory() -> tuple[str, int]:
 
 
 def step_bytes(
-    network: VideoUNet, shape: tuple[int, int, int], train: TrainSettings, *, on_gpu: bool = False
+    network: VideoUNet,
+    channels: int,
+    shape: tuple[int, int, int],
+    train: TrainSettings,
+    *,
+    processes: int = 1,
+    on_gpu: bool = False,
 ) -> int:
-    """What a training step on clips of (frames, height, width) needs, in bytes; network: on the meta device."""
+    """What each process needs for a training step on clips of `channels` and (frames, height, width), in bytes.
+
+    network: on the meta device.
+    """
     weights = sum(p.numel() for p in network.parameters())
     bf16 = train.precision == "bf16" or (train.precision == "auto" and on_gpu)
-    one = activation_numbers(network, shape, recomputed=train.gradient_checkpointing)
-    at_once = -(-train.batch_size // train.accumulation)
+    one = activation_numbers(network, channels, shape, recomputed=train.gradient_checkpointing)
+    at_once = -(-train.batch_size // (train.accumulation * processes))
     return COPIES * 4 * weights + at_once * one * (2 if bf16 else 4)
 
 
-def activation_numbers(network: VideoUNet, shape: tuple[int, int, int], *, recomputed: bool = False) -> int:
+def activation_numbers(
+    network: VideoUNet, channels: int, shape: tuple[int, int, int], *, recomputed: bool = False
+) -> int:
     """How many numbers the layers give for one clip; recomputed: those of whole blocks, and of the largest one."""
     leaves = [module for module in network.modules() if not any(True for _ in module.children())]
     blocks = [block for _, block in spatial_blocks(network.image_model)]
     counts: dict[int, int] = {}
     hooks = [module.register_forward_hook(_counter(counts)) for module in {*leaves, *blocks}]
     try:
-        _forward(network, shape)
+        _forward(network, channels, shape)
     finally:
         for hook in hooks:
             hook.remove()
@@ -100,19 +116,18 @@ def _counter(counts: dict[int, int]) -> Any:
     return count
 
 
-def _forward(network: VideoUNet, shape: tuple[int, int, int]) -> None:
+def _forward(network: VideoUNet, channels: int, shape: tuple[int, int, int]) -> None:
     config, options = network.image_model.config, network.options
-    blocks = config["out_channels"]  # p² times the channels of a clip, for one of blocks of p × p pixels
-    patch = 2 if blocks == 12 else 4 if blocks == 48 else 1
-    channels = blocks // patch**2
+    positions = (
+        config["in_channels"] - options.concat_channels
+    ) // channels  # of a clip in one of the network
     frames, height, width = shape
     with torch.device("meta"), torch.no_grad():
         x = torch.empty(1, channels, frames, height, width)
-        cond: dict[str, Any] = {
-            "encoder_hidden_states": torch.empty(1, _TOKENS, config["cross_attention_dim"]),
-        }
+        width_of_text = config.get("encoder_hid_dim") or config["cross_attention_dim"]
+        cond: dict[str, Any] = {"encoder_hidden_states": torch.empty(1, _TOKENS, width_of_text)}
         if options.concat_channels:
-            cond["concat"] = torch.empty(1, options.concat_channels // patch**2, frames, height, width)
+            cond["concat"] = torch.empty(1, options.concat_channels // positions, frames, height, width)
         if options.noise_level:
             cond["noise_level"] = torch.empty(1)
         if options.fps:
@@ -121,35 +136,41 @@ def _forward(network: VideoUNet, shape: tuple[int, int, int]) -> None:
 
 
 def planned_network(
-    stage: StageSettings, pretrain: PretrainImageSettings, options: dict[str, Any], store: ClipStore
+    stage: StageSettings,
+    pretrain: PretrainImageSettings,
+    inflation: InflateSettings,
+    clips: ClipStore,
+    project: Path,
 ) -> VideoUNet:
-    """The network that a stage trains, on the meta device."""
-    condition = stage_condition(stage)
+    """The network that a stage trains, on the meta device; its own weights are not read."""
+    condition, channels = stage_condition(stage), sample_channels(clips)
+    options = inflation.options()
     with torch.device("meta"):
-        image_model = _image_model(stage, pretrain, store)
+        if stage.init == "scratch" or (stage.init is None and pretrain.init == "scratch"):
+            unet, size = stage.unet or pretrain.unet, stage_shape(stage, clips)[1]
+            image_model: ImageUNet = build_image_unet(
+                size=size, text_dim=_TEXT_DIM, channels=channels, seed=0, **unet.model_dump()
+            )
+        else:
+            folder = project / stage.init if stage.init else _image_folder(pretrain, project)
+            config = read_json(image_config(folder))
+            if stage.init and (folder / "temporal.json").is_file():
+                options = read_json(folder / "temporal.json")
+                config["in_channels"] -= options.get("concat_channels", 0)
+            image_model = _from_config(config, folder)
         if condition is not None:
-            blocks = image_model.config["in_channels"] // 3
-            options = options | {
-                "concat_channels": blocks * condition.concat_channels(3),
-                "noise_level": True,
-            }
-        return inflate(
-            image_model, **{k: v for k, v in options.items() if k in InflationOptions.__dataclass_fields__}
+            concat = image_model.config["in_channels"] // channels * condition.concat_channels(channels)
+            options = options | {"concat_channels": concat, "noise_level": True}
+        return inflate(image_model, **options)
+
+
+def _image_folder(pretrain: PretrainImageSettings, project: Path) -> Path:
+    return SHIPPED if pretrain.init == "shipped" else project / pretrain.init
+
+
+def _from_config(config: dict[str, Any], folder: Path) -> ImageUNet:
+    if config.get("_class_name") != "UNet2DConditionModel":
+        raise UserError(
+            f"{folder} holds a {config.get('_class_name')}, which takes no captions: give a UNet2DConditionModel."
         )
-
-
-def _image_model(stage: StageSettings, pretrain: PretrainImageSettings, store: ClipStore) -> ImageUNet:
-    if stage.init == "scratch" or (stage.init is None and pretrain.init == "scratch"):
-        unet = stage.unet or pretrain.unet
-        size = store.shape[1]
-        return build_image_unet(size=size, text_dim=_TEXT_DIM, seed=0, **unet.model_dump())
-    folder = (
-        Path(stage.init) if stage.init else SHIPPED if pretrain.init == "shipped" else Path(pretrain.init)
-    )
-    config = read_json(image_config(folder))
-    name = config.get("_class_name")
-    if name != "UNet2DConditionModel":
-        raise UserError(f"{folder} holds a {name}, which takes no captions: give a UNet2DConditionModel.")
-    from diffusers import UNet2DConditionModel
-
     return UNet2DConditionModel.from_config(config)

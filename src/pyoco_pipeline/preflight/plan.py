@@ -11,24 +11,34 @@ from typing import TYPE_CHECKING, Any
 from pyoco_pipeline.cascade.stages import STAGES
 from pyoco_pipeline.config import StageSettings
 from pyoco_pipeline.data.clips import ClipStore, Manifest, Shard
+from pyoco_pipeline.models.io import read_json
 
 if TYPE_CHECKING:
     from pyoco_pipeline.models import VideoUNet
 
 
 class PlannedClips(ClipStore):
-    """The clips that ingest will make, by their shape alone."""
+    """The clips that ingest will make, or their latents, by their shape alone."""
 
-    def __init__(self, ingest: Any) -> None:
-        sizes = dict.fromkeys(((ingest.height, ingest.width), *ingest.buckets))
+    def __init__(self, ingest: Any, project: Path) -> None:
+        latents: dict[str, Any] = {}
+        smaller = 1
+        if ingest.autoencoder is not None and (project / ingest.autoencoder / "config.json").is_file():
+            config = read_json(project / ingest.autoencoder / "config.json")
+            smaller = 2 ** (len(config["block_out_channels"]) - 1)
+            latents = {"dtype": "float16", "channels": 2 * config["latent_channels"], "autoencoder": config}
+        sizes = [
+            (height // smaller, width // smaller)
+            for height, width in dict.fromkeys(((ingest.height, ingest.width), *ingest.buckets))
+        ]
         shards = tuple(
             Shard(f"train-{i:05d}.parquet", "train", 1, 1, ingest.num_frames, *size)
             for i, size in enumerate(sizes)
         )
-        shape = ingest.num_frames, ingest.height, ingest.width
+        shape = ingest.num_frames, *sizes[0]
         self.is_remote, self.folder = False, Path("the clips of ingest")
         self.manifest = Manifest(
-            ingest.source, *shape, fps=ingest.fps, counts={"train": 1}, sha256="", shards=shards
+            ingest.source, *shape, fps=ingest.fps, counts={"train": 1}, sha256="", shards=shards, **latents
         )
 
 
@@ -52,7 +62,7 @@ class Plan:
         found: dict[str, ClipStore] = {}
         for name, stage in self.stages.items():
             if stage.clips is None:
-                found[name] = PlannedClips(self.parameters["ingest"])
+                found[name] = PlannedClips(self.parameters["ingest"], self.project)
             elif "://" in stage.clips or (self.project / stage.clips / "manifest.json").is_file():
                 found[name] = ClipStore(stage.clips if "://" in stage.clips else self.project / stage.clips)
         return found
@@ -62,8 +72,8 @@ class Plan:
         """What each stage in `clips` trains, on the meta device: shapes without weights."""
         from pyoco_pipeline.preflight.memory import planned_network
 
-        pretrain, options = self.parameters["pretrain_image"], self.parameters["inflate"].options()
+        pretrain, inflate = self.parameters["pretrain_image"], self.parameters["inflate"]
         return {
-            name: planned_network(self.stages[name], pretrain, options, clips)
+            name: planned_network(self.stages[name], pretrain, inflate, clips, self.project)
             for name, clips in self.clips.items()
         }

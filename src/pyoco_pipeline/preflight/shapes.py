@@ -11,7 +11,7 @@ from pyoco_pipeline.data.clips import ClipStore
 from pyoco_pipeline.models import StageInfo
 from pyoco_pipeline.preflight.findings import Finding
 from pyoco_pipeline.preflight.plan import Plan
-from pyoco_pipeline.training.stages import stage_condition, stage_shape, stage_view
+from pyoco_pipeline.training.stages import check_stage, stage_condition, stage_shape, stage_view
 
 
 def check_shapes(plan: Plan) -> Iterator[Finding]:
@@ -24,6 +24,7 @@ def check_shapes(plan: Plan) -> Iterator[Finding]:
                 "warning", f"finetune_video.{name}.clips={stage.clips} is not there to be looked at."
             )
             continue
+        check_stage(stage, store)
         infos[name] = _planned(name, stage, store)
         frames, height, width = infos[name].shape
         prior = stage.noise.prior()

@@ -100,10 +100,9 @@ def train_video_model(
     settings.clip says. inflation: of an image model that settings.init names. Raises UserError where model, clips and
     what the stage is given do not fit together.
     """
+    check_stage(settings, store)
     view, shape = stage_view(settings, store), stage_shape(settings, store)
     condition, prior = stage_condition(settings), settings.noise.prior()
-    _check_condition(condition, settings, store, shape, view)
-    _check_frames(view.crop[0] if view.crop else shape[0], prior, condition)
     model, parametrisation = initial_video_model(
         settings, init, store, embeddings, shape[1:], condition, inflation
     )
@@ -159,13 +158,14 @@ def stage_condition(settings: StageSettings) -> Condition | None:
     return condition_from_config(settings.condition.model_dump(exclude={"noise"}) | {"noise": prior})
 
 
-def _check_condition(
-    condition: Condition | None,
-    settings: StageSettings,
-    store: ClipStore,
-    shape: tuple[int, int, int],
-    view: ClipView,
-) -> None:
+def check_stage(settings: StageSettings, store: ClipStore) -> None:
+    """What can be known without the network; UserError where clips, part, condition and priors don't fit together."""
+    view, shape, condition = (
+        stage_view(settings, store),
+        stage_shape(settings, store),
+        stage_condition(settings),
+    )
+    _check_frames(view.crop[0] if view.crop else shape[0], settings.noise.prior(), condition)
     if isinstance(condition, FramesCondition):
         _check_given_frames(condition, settings, shape[0], view.crop[0] if view.crop else shape[0])
     elif isinstance(condition, LowResolutionCondition):
