@@ -45,8 +45,9 @@ from pyoco_pipeline.noise import IIDNoise, MixedNoise
 from pyoco_pipeline.pipelines.samples import SampleSheet
 from pyoco_pipeline.training import stages
 from pyoco_pipeline.training.initial_model import initial_video_model
+from pyoco_pipeline.training.objective import Objective
 from pyoco_pipeline.training.settings import SigmaSettings
-from pyoco_pipeline.training.trainer import Objective, train
+from pyoco_pipeline.training.trainer import train
 
 CPU = torch.device("cpu")
 FRAMES = {"kind": "frames", "key_stride": 3, "masks": {"interpolation": 1, "prediction": 1, "nothing": 1}}

@@ -41,7 +41,7 @@ def arguments(tmp_path: Path, digits_store: ClipStore, digits_embeddings: TextEm
     sampler = SamplerSettings(steps=2)
     return {
         "generate": GenerateSettings(num_clips=5, batch_size=2, sampler=sampler, precision="float32"),
-        "base": SimpleNamespace(name="base", frames=4, window=4, height=8, width=8, fps=8.0),
+        "planned": SimpleNamespace(name="base", frames=4, window=4, height=8, width=8, fps=8.0),
         "model": tmp_path / "base",
         "store": digits_store,
         "trained": digits_store,

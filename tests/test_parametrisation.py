@@ -33,9 +33,9 @@ from pyoco_pipeline.models import load_stage_info, save_image_model, save_video_
 from pyoco_pipeline.models.parametrisation import check_channels, read_parametrisation, save_scheduler
 from pyoco_pipeline.noise import MixedNoise
 from pyoco_pipeline.pipelines.inflate.nodes import inflate_image_model
+from pyoco_pipeline.training.objective import Objective
 from pyoco_pipeline.training.settings import ParametrisationSettings, SigmaSettings
 from pyoco_pipeline.training.stages import keep_model, train_image_model, train_video_model
-from pyoco_pipeline.training.trainer import Objective
 
 SD = {"beta_schedule": "scaled_linear", "beta_start": 0.00085, "beta_end": 0.012}
 UNET = {

@@ -160,7 +160,12 @@ print([name for name in ("torch", "diffusers", "mlflow", "great_expectations") i
 
 def modules_below_kedro() -> Iterator[Path]:
     """The layers that run where only torch, diffusers, transformers and accelerate are installed."""
-    yield from (PACKAGE / "noise.py", PACKAGE / "generation.py", PACKAGE / "config.py")
+    yield from (
+        PACKAGE / "noise.py",
+        PACKAGE / "generation.py",
+        PACKAGE / "sampling.py",
+        PACKAGE / "launch.py",
+    )
     for layer in (
         "diffusion",
         "models",

@@ -16,8 +16,8 @@ from pyoco_pipeline.data.digits import MovingDigitsSource
 from pyoco_pipeline.data.embeddings import TextEmbeddings, write_embeddings
 from pyoco_pipeline.models import StageInfo, VideoUNet, inflate
 from pyoco_pipeline.noise import MixedNoise, NoisePrior
+from pyoco_pipeline.training.objective import Objective
 from pyoco_pipeline.training.settings import SigmaSettings, TrainSettings
-from pyoco_pipeline.training.trainer import Objective
 
 TEXT_DIM = 8
 TOKENS = 4

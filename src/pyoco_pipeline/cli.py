@@ -171,7 +171,7 @@ def _findings(env: str | None, params: dict[str, Any]) -> Iterator[tuple[str, st
         from pyoco_pipeline.preflight import find_all
 
         check_parameters(catalog.load("parameters"))
-        names = [name.removeprefix("params:") for name in catalog.keys() if name.startswith("params:")]  # noqa: SIM118
+        names = [name.removeprefix("params:") for name in list(catalog) if name.startswith("params:")]
         parameters = {name: catalog.load(f"params:{name}") for name in names}
         yield "ok", f"the parameters of {env or 'the default environment'} are valid."
         data = Path(catalog.get("reporting_folder")._filepath).parent

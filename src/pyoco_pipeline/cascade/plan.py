@@ -43,11 +43,6 @@ class PlannedStage:
     window: int
     overlap: int = 0
 
-    @property
-    def shape(self) -> tuple[int, int, int]:
-        """(frames, height, width)."""
-        return self.frames, self.height, self.width
-
 
 def plan_cascade(
     models: Mapping[str, Path], settings: GenerateSettings, text_encoder_sha256: str, store: ClipStore

@@ -19,6 +19,7 @@ from pyoco_pipeline.cascade.conditions import (
     condition_from_config,
 )
 from pyoco_pipeline.cascade.plan import PlannedStage
+from pyoco_pipeline.cascade.stages import STAGES
 from pyoco_pipeline.cascade.tiling import tiled
 from pyoco_pipeline.config import GenerateSettings
 from pyoco_pipeline.data.clips import CaptionedClip
@@ -38,7 +39,7 @@ from pyoco_pipeline.models.io import read_json
 from pyoco_pipeline.noise import NoisePrior, prior_from_config
 from pyoco_pipeline.sampling import Start, Windows, sample_batch
 
-_SEED_OF_STAGE = {"interpolation": 11, "sr256": 12, "sr1024": 13}  # base has the clip's own
+_SEEDS_OF_STAGES = 10  # and the place of the stage; base has the clip's own
 
 
 class Clips(Protocol):
@@ -69,9 +70,9 @@ def continue_clips(
     embed, null, place = (
         CaptionEmbedder(embeddings),
         embeddings.null(stage.device),
-        places.start if places else 0,
+        0 if places is None else places.start,
     )
-    clips = islice(before.clips(), place, places.stop if places else None)
+    clips = islice(before.clips(), place, None if places is None else places.stop)
     size = settings.later(plan.name).batch_size
     while batch := list(islice(clips, size)):
         cond = {k: v.to(stage.device) for k, v in embed([item.caption for item in batch]).items()}
@@ -121,9 +122,13 @@ class _Stage:
     def sample(self, stored: Tensor, cond: Conditioning, null: Conditioning, place: int) -> Tensor:
         """Clips (B, T, H, W, 3) uint8 from those of the stage before, (B, t, h, w, 3); the first of them at `place`."""
         plan, own = self.plan, self.settings.later(self.plan.name)
-        draws = [(self.settings.seed, place + i, _SEED_OF_STAGE[plan.name]) for i in range(len(stored))]
+        draws = [
+            (self.settings.seed, place + i, _SEEDS_OF_STAGES + STAGES.index(plan.name))
+            for i in range(len(stored))
+        ]
         if self.tells_fps:
-            cond = cond | {"fps": torch.full((len(stored),), self.info.fps or 0.0, device=self.device)}
+            assert self.info.fps is not None  # of every stage that is given clips
+            cond = cond | {"fps": torch.full((len(stored),), self.info.fps, device=self.device)}
 
         def of_window(first: int) -> dict[str, Tensor]:
             seeds = [mix_seed(*draw, 1, first) for draw in draws]

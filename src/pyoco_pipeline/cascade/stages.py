@@ -1,3 +1,6 @@
 """The stages of the cascade, in the order in which they sample."""
 
-STAGES = ("base", "interpolation", "sr256", "sr1024")
+from typing import Literal, get_args
+
+StageName = Literal["base", "interpolation", "sr256", "sr1024"]
+STAGES: tuple[str, ...] = get_args(StageName)

@@ -92,7 +92,7 @@ def best_of_families(table: StudyTable) -> list[dict[str, Any]]:
     """Per family, the configuration of the best mean over seeds, its score and how many were tried."""
     rows = []
     for family in dict.fromkeys(row.family for row in table.rows):
-        tried = table.choose(lambda row, family=family: row.family == family)  # type: ignore[misc]
+        tried = table.of_family(family)
         best = table.best(tried)
         if best is None:
             continue
@@ -125,6 +125,7 @@ def spectrum(table: StudyTable, settings: AblateAlphaSettings, clips: np.ndarray
                 "family": row.family,
                 "alpha": _json_alpha(row.alpha),
                 "levels": levels.tolist(),
+                "snr": [ratio if math.isfinite(ratio) else None for ratio in data.snr(levels).tolist()],
                 "shift": match.shift,
                 "mismatch": match.mismatch,
                 "predicted_mean": base + match.shift,

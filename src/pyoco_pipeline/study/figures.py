@@ -47,7 +47,7 @@ def alpha_curves(
 def _alpha_panel(panel: Axes, table: StudyTable, metric: str, papers: bool, real: float | None) -> None:
     places = _alpha_places([row.alpha for row in table.rows if row.alpha is not None])
     for family in ("mixed", "progressive"):
-        rows = table.choose(lambda r, f=family: r.family == f and (r.is_papers_law or not papers))  # type: ignore[misc]
+        rows = [row for row in table.of_family(family) if row.is_papers_law or not papers]
         points = []
         for alpha in sorted({row.alpha for row in rows if row.alpha is not None}):
             best = table.best([row for row in rows if row.alpha == alpha])
@@ -158,12 +158,12 @@ def snr_curves(spectrum: Mapping[str, Any], *, dark: bool = False) -> bytes:
         left, right = figure.subplots(1, 2, width_ratios=(1.5, 1))
         seen: dict[str, int] = {}
         for row in spectrum["priors"]:
-            levels = np.array(row["levels"])
-            drawn = levels > 1e-9  # a frequency without noise has no ratio
+            ratio = np.array(row["snr"], dtype=float)
+            drawn = np.isfinite(ratio)  # a frequency without noise has no ratio
             number = seen[row["family"]] = seen.get(row["family"], -1) + 1
             left.plot(
                 frequency[drawn],
-                power[drawn] / levels[drawn],
+                ratio[drawn],
                 marker="os^Dv"[number % 5],
                 markersize=4,
                 linewidth=1.3,

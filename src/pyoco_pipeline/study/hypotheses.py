@@ -87,9 +87,9 @@ def _progressive_beats_mixed(table: StudyTable, law: str) -> Hypothesis:
 
 def _by_alpha(table: StudyTable, law: str, kind: str) -> dict[float, Row]:
     """Per α of a kind, the configuration that stands for it."""
-    alphas = {row.alpha for row in table.choose(lambda row: row.family == kind)} - {None}
-    rows = {alpha: _pick(table, law, kind, alpha) for alpha in sorted(alphas)}  # type: ignore[type-var]
-    return {alpha: row for alpha, row in rows.items() if row is not None}  # type: ignore[misc]
+    alphas = sorted({row.alpha for row in table.of_family(kind) if row.alpha is not None})
+    picked = ((alpha, _pick(table, law, kind, alpha)) for alpha in alphas)
+    return {alpha: row for alpha, row in picked if row is not None}
 
 
 def _best_near(table: StudyTable, law: str, kind: str) -> Hypothesis:
@@ -162,8 +162,10 @@ def conclusion(table: StudyTable) -> str:
     comparison = table.compare(correlated, iid)
     if comparison is None or comparison.step == 0:
         return f"The data say nothing yet: {correlated.name} and {iid.name} have no scored step in common."
-    values = [table.mean(row, comparison.step) for row in (correlated, iid)]
-    scores = f"{table.metric} {values[0].mean:.4g} against {values[1].mean:.4g}" if all(values) else ""  # type: ignore[union-attr]
+    ours, theirs = (table.mean(row, comparison.step) for row in (correlated, iid))
+    assert ours is not None  # a comparison is of what was scored
+    assert theirs is not None
+    scores = f"{table.metric} {ours.mean:.4g} against {theirs.mean:.4g}"
     count, test = len(comparison.test.seeds), comparison.test
     pair = f"{correlated.name} and {iid.name} at step {comparison.step} ({scores})"
     if not comparison.enough(table.min_seeds):

@@ -29,6 +29,9 @@ def noise_levels(covariance: np.ndarray) -> np.ndarray:
     return np.einsum("kt,ts,ks->k", basis, covariance, basis).clip(min=0.0)
 
 
+_NO_NOISE = 1e-9  # of a share that rounding leaves where a prior has none
+
+
 @dataclass(frozen=True)
 class DataSpectrum:
     """Power of clips around their mean, by temporal, vertical and horizontal frequency: (T, H, W)."""
@@ -55,8 +58,9 @@ class DataSpectrum:
 
     def snr(self, levels: np.ndarray, sigma: float = 1.0) -> np.ndarray:
         """Signal-to-noise ratio (T,) by temporal frequency; infinite where a prior has no noise."""
+        noise = np.where(levels > _NO_NOISE, sigma**2 * levels, 0.0)
         with np.errstate(divide="ignore"):
-            return self.temporal / (sigma**2 * levels)
+            return self.temporal / noise
 
     def lost(self, levels: np.ndarray, sigma: np.ndarray) -> np.ndarray:
         """Share of the clips' variance that the best linear denoiser can't bring back, for each sigma."""

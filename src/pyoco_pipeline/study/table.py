@@ -77,6 +77,10 @@ class StudyTable:
         """The configurations that are wanted and were scored after some training."""
         return [row for row in self.rows if wanted(row) and any(row.steps(self.metric))]
 
+    def of_family(self, family: str) -> list[Row]:
+        """Those of a family that were scored after some training."""
+        return self.choose(lambda row: row.family == family)
+
     def mean(self, row: Row, step: int, metric: str | None = None) -> Interval | None:
         """Over the seeds at a step; None where there is none."""
         values = list(row.at(metric or self.metric, step).values())

@@ -42,8 +42,9 @@ from pyoco_pipeline.models.parametrisation import save_scheduler
 from pyoco_pipeline.noise import IIDNoise, NoisePrior
 from pyoco_pipeline.training.checkpoint import History, mark_finished
 from pyoco_pipeline.training.initial_model import initial_image_model, initial_video_model
+from pyoco_pipeline.training.objective import Objective
 from pyoco_pipeline.training.settings import TrainSettings
-from pyoco_pipeline.training.trainer import Objective, train
+from pyoco_pipeline.training.trainer import train
 
 Validate = Callable[[int, Denoise], Path | None]
 

@@ -39,29 +39,46 @@ def sample_clips(
     latents: Path,
 ) -> FolderWriter:
     """Sample clips with the base stage and its own prior, kept losslessly as a folder of clips."""
+    from pyoco_pipeline.data.clips import ClipStore
+
+    given = (generate, cascade, model, clips, text_embeddings, latents)
+    return _stage_writer("base", _write_base, *given, store=ClipStore(clips))
+
+
+def _stage_writer(
+    name: str,
+    write: Any,
+    generate: GenerateSettings,
+    cascade: list[dict[str, Any]],
+    model: Path,
+    clips: Path,
+    text_embeddings: Path,
+    latents: Path,
+    **more: Any,
+) -> FolderWriter:
+    """Writes the clips of a stage, by as many processes as there are to be; a note where it has no part."""
     from pyoco_pipeline.cascade.folders import write_none
     from pyoco_pipeline.cascade.plan import from_json
-    from pyoco_pipeline.data.clips import ClipStore
     from pyoco_pipeline.data.embeddings import TextEmbeddings
     from pyoco_pipeline.data.latents import training_store
 
-    base = from_json(cascade)[0]
-    if base.name != "base":
-        return partial(write_none, stage="base")
+    planned = {stage.name: stage for stage in from_json(cascade)}.get(name)
+    if planned is None:
+        return partial(write_none, stage=name)
     arguments = {
         "generate": generate,
-        "base": base,
+        "planned": planned,
         "model": model,
-        "store": ClipStore(clips),
         "trained": training_store(clips, latents),
         "embeddings": TextEmbeddings(text_embeddings),
+        **more,
     }
     return partial(
         write_shares,
-        write=_write_base,
+        write=write,
         count=generate.num_clips,
-        batch_size=generate.batch_size,
-        num_processes=_processes(generate, base.name),
+        batch_size=generate.batch_size if name == "base" else generate.later(name).batch_size,
+        num_processes=_processes(generate, name),
         arguments=arguments,
     )
 
@@ -76,7 +93,7 @@ def _write_base(
     *,
     places: range,
     generate: GenerateSettings,
-    base: Any,
+    planned: Any,
     model: Path,
     store: Any,
     trained: Any,
@@ -87,7 +104,7 @@ def _write_base(
     from pyoco_pipeline.generation import Material, generate_clips
 
     autoencoder = open_autoencoder(trained)
-    shape, fps = _pixels(base, autoencoder), base.fps or store.manifest.fps
+    shape, fps = _pixels(planned, autoencoder), planned.fps or store.manifest.fps
     with ExitStack() as stack:
         material = None
         asked = prompts_to_sample(generate, store) if generate.video is None else []
@@ -101,7 +118,7 @@ def _write_base(
             generate,
             [caption for caption, _ in asked],
             embeddings,
-            (base.window, base.height, base.width),
+            (planned.window, planned.height, planned.width),
             autoencoder,
             fps,
             material,
@@ -125,30 +142,8 @@ def continue_clips(
     name: str,
 ) -> FolderWriter:
     """The clips of the stages before, newest first, as this stage makes them; a note where it has no part."""
-    from pyoco_pipeline.cascade.folders import write_none
-    from pyoco_pipeline.cascade.plan import from_json
-    from pyoco_pipeline.data.embeddings import TextEmbeddings
-    from pyoco_pipeline.data.latents import training_store
-
-    planned = {stage.name: stage for stage in from_json(cascade)}.get(name)
-    if planned is None:
-        return partial(write_none, stage=name)
-    arguments = {
-        "generate": generate,
-        "planned": planned,
-        "model": model,
-        "before": before,
-        "trained": training_store(clips, latents),
-        "embeddings": TextEmbeddings(text_embeddings),
-    }
-    return partial(
-        write_shares,
-        write=_write_later,
-        count=generate.num_clips,
-        batch_size=generate.later(name).batch_size,
-        num_processes=_processes(generate, name),
-        arguments=arguments,
-    )
+    given = (generate, cascade, model, clips, text_embeddings, latents)
+    return _stage_writer(name, _write_later, *given, before=before)
 
 
 def _write_later(
