@@ -52,7 +52,7 @@ def plan(
 def test_a_cascade_that_fits_is_planned_in_its_order(made: dict[str, Path], store: ClipStore) -> None:
     stages = plan(made, store)
     assert [stage.name for stage in stages] == list(SHAPES)
-    assert {stage.name: stage.shape for stage in stages} == SHAPES
+    assert {stage.name: (stage.frames, stage.height, stage.width) for stage in stages} == SHAPES
     assert {stage.name: stage.fps for stage in stages} == RATES
     assert from_json(as_json(stages)) == stages
 
