@@ -197,7 +197,8 @@ def test_a_base_stage_on_clips_of_its_own_need_not_be_made_of_the_ingested_ones(
 ) -> None:
     small = make_store(tmp_path / "small", 2, 2)
     change(models["base"], shape=(4, 6, 6), clips="elsewhere")
-    assert plan(models, small, settings(last_stage="base"))[0].shape == (4, 6, 6)
+    base = plan(models, small, settings(last_stage="base"))[0]
+    assert (base.frames, base.height, base.width) == (4, 6, 6)
 
 
 def test_a_stage_that_is_given_frames_or_nothing_may_be_the_base(tmp_path: Path, store: ClipStore) -> None:
