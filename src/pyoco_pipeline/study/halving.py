@@ -45,7 +45,8 @@ class Rung:
 def run_study(material: Any, settings: AblateAlphaSettings, on_cell: OnCell | None = None) -> dict[str, Any]:
     """Train and score the study's cells, as far as max_minutes allows; the result is JSON-able.
 
-    material: a `Material`. on_cell: called with the record of each cell that has got as far as it may, or failed.
+    material: a `Material`. on_cell: called with the record of each cell that has got as far as it may, or failed;
+        not of those that time did not reach.
     Result: `study` (id), `rungs`, `finished`, and `cells`, a record of every cell that began or is to begin.
     """
     from pyoco_pipeline.study.material import code_sha256
@@ -65,7 +66,7 @@ def run_study(material: Any, settings: AblateAlphaSettings, on_cell: OnCell | No
         now = [CellTask(cell, rung.steps, settings, own, shared, code, deadline) for cell in cells]
         tasks |= {task.cell: task for task in now}
         for task, _ in run_cells(now, settings):
-            if on_cell:
+            if on_cell and task.folder.has_begun:
                 on_cell(record(task, study))
         trained = tuple(c.name for c in left)
         if any(not task.is_done() and task.folder.error() is None for task in now):

@@ -58,6 +58,11 @@ class CellFolder:
         self.evaluations = EvaluationFolder(self.folder / "evaluations")
         self.checkpoints = self.folder / "checkpoints"
 
+    @property
+    def has_begun(self) -> bool:
+        """Whether anything was done for the cell."""
+        return self.folder.is_dir()
+
     def describe(self, facts: Mapping[str, Any]) -> None:
         """Say what the cell is, once."""
         if not (self.folder / "cell.json").is_file():
