@@ -36,7 +36,7 @@ from pyoco_pipeline.evaluation.digits3d import frames_per_step
 from pyoco_pipeline.evaluation.extractors import Digits3D, Lite0
 from pyoco_pipeline.evaluation.frechet import distance_of_statistics
 from pyoco_pipeline.evaluation.statistics import FeatureStatistics
-from pyoco_pipeline.generation import caption_conditioning, load_denoiser
+from pyoco_pipeline.generation import CaptionEmbedder, load_denoiser
 from pyoco_pipeline.models import load_stage_info
 from pyoco_pipeline.noise import prior_from_config
 
@@ -106,7 +106,7 @@ def print_key_frames(
     view = view_of(real, info.shape)
     stored = torch.from_numpy(np.stack([item.clip.video for item in items]))
     x0 = view.shrink(to_float(view.cut(stored)))
-    cond = dict(caption_conditioning([item.caption for item in items], embeddings))
+    cond = dict(CaptionEmbedder(embeddings)([item.caption for item in items]))
     denoise, prior = load_denoiser(model, torch.device("cpu"), False), prior_from_config(info.noise)
     everywhere = torch.ones(len(x0), x0.shape[2], dtype=torch.bool)
     for level in (0.0, settings.interpolation.noise_level):

@@ -134,6 +134,19 @@ def test_a_killed_process_ends_the_run_with_a_sentence_and_the_next_goes_on_from
     assert_same(train(2, "killed"), train(1, "whole"))
 
 
+class Fatal:
+    """Ends the process that it is sent to, before that has done anything."""
+
+    def __reduce__(self) -> Any:
+        return os._exit, (3,)
+
+
+def test_a_process_that_ends_before_it_joined_is_not_waited_for() -> None:
+    with pytest.raises(UserError, match=r"Process 2 of 2, on cpu, is gone: .*exit code 3"):
+        on_every_device(2, print, Fatal())
+    assert "WORLD_SIZE" not in os.environ
+
+
 def test_a_batch_without_equal_parts_is_refused_before_anything_is_trained(train: Callable[..., Any]) -> None:
     with pytest.raises(UserError, match=r"train.batch_size=4 has no 3 equal parts"):
         train(3, "three")

@@ -244,11 +244,6 @@ def sampling_prior(
     return asked
 
 
-def caption_conditioning(captions: Sequence[str], embeddings: TextEmbeddings) -> Conditioning:
-    """Embeddings from ingest where it made them; of new captions from the same encoder."""
-    return CaptionEmbedder(embeddings)(captions)
-
-
 class CaptionEmbedder:
     """Embeddings from ingest where it made them; of new captions from the same encoder, which stays open.
 

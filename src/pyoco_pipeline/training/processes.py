@@ -7,10 +7,11 @@ arguments, join it through torch.distributed, and end when it does, however it e
 from __future__ import annotations
 
 import os
-import socket
 import threading
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from datetime import timedelta
 from typing import Any, Literal, TypeVar
 
 from pyoco_pipeline.data.isolation import Died, Isolated
@@ -19,6 +20,8 @@ from pyoco_pipeline.launch import devices
 
 R = TypeVar("R")
 _HOST = "127.0.0.1"
+_JOINED = "joined"
+_PATIENCE = timedelta(hours=2)  # of those that wait while rank 0 samples
 
 
 def on_every_device(
@@ -46,9 +49,13 @@ def _ranks_beside(
     on: Sequence[str], work: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
 ) -> Iterator[None]:
     import torch
+    from torch.distributed import TCPStore
 
-    threads, threads_before = max(1, torch.get_num_threads() // len(on)), torch.get_num_threads()
-    world = {"MASTER_ADDR": _HOST, "MASTER_PORT": str(_free_port()), "WORLD_SIZE": str(len(on))}
+    before, threads_before = dict(os.environ), torch.get_num_threads()
+    threads = max(1, threads_before // len(on))
+    leave()  # what an earlier stage found out about its processes
+    store = TCPStore(_HOST, 0, len(on), is_master=True, wait_for_workers=False)
+    world = {"MASTER_ADDR": _HOST, "MASTER_PORT": str(store.port), "WORLD_SIZE": str(len(on))}
     world["OMP_NUM_THREADS"] = str(threads)
     if on[0] == "cpu":
         world["ACCELERATE_USE_CPU"] = "true"  # without it, Accelerate sees several processes on GPUs only
@@ -65,16 +72,18 @@ def _ranks_beside(
                 _let_go()
 
     ranks = [threading.Thread(target=run, args=(rank,), daemon=True) for rank in range(1, len(on))]
-    before = dict(os.environ)
-    leave()  # what an earlier stage found out about its processes
     os.environ.update(_environment(world, 0))
     torch.set_num_threads(threads)
     try:
         for thread in ranks:
             thread.start()
-        yield
-        for thread in ranks:  # they end with the same step
-            thread.join()
+        while store.add(_JOINED, 0) < len(ranks) and not failed:  # who is waited for may be gone
+            time.sleep(0.05)
+        if not failed:
+            _join(store, 0, len(on))
+            yield
+            for thread in ranks:  # they end with the same step
+                thread.join()
     except BaseException as error:
         # A rank that is gone shows here as a broken connection, which says nothing; why it went does.
         for thread in ranks:
@@ -95,6 +104,16 @@ def _ranks_beside(
         torch.set_num_threads(threads_before)
     if failed:
         raise _said(failed, on)
+
+
+def _join(store: Any, rank: int, world_size: int) -> None:
+    """Into the group of processes, before anything else, so that one that goes is noticed from there on."""
+    import torch
+
+    backend = "nccl" if torch.cuda.is_available() else "gloo"
+    torch.distributed.init_process_group(
+        backend, store=store, rank=rank, world_size=world_size, timeout=_PATIENCE
+    )
 
 
 def leave() -> None:
@@ -129,6 +148,10 @@ def _as_rank(
     torch.set_num_threads(threads)
     if torch.cuda.is_available():
         torch.cuda.set_device(int(environment["LOCAL_RANK"]))
+    world_size = int(environment["WORLD_SIZE"])
+    store = torch.distributed.TCPStore(_HOST, int(environment["MASTER_PORT"]), world_size, is_master=False)
+    store.add(_JOINED, 1)
+    _join(store, int(environment["RANK"]), world_size)
     try:
         work(*args, **kwargs)
     finally:
@@ -138,12 +161,6 @@ def _as_rank(
 def _environment(world: dict[str, str], rank: int) -> dict[str, str]:
     """What torch.distributed and Accelerate read."""
     return world | {"RANK": str(rank), "LOCAL_RANK": str(rank), "LOCAL_WORLD_SIZE": world["WORLD_SIZE"]}
-
-
-def _free_port() -> int:
-    with socket.socket() as found:
-        found.bind((_HOST, 0))
-        return found.getsockname()[1]
 
 
 def _said(failed: Mapping[int, BaseException], on: Sequence[str]) -> BaseException:

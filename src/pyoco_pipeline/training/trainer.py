@@ -13,14 +13,13 @@ import signal
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
-from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
-from accelerate.utils import DistributedDataParallelKwargs, InitProcessGroupKwargs
+from accelerate.utils import DistributedDataParallelKwargs
 from torch import Tensor, nn
 from tqdm import tqdm
 
@@ -40,7 +39,6 @@ from pyoco_pipeline.training.ema import EMA
 from pyoco_pipeline.training.objective import Draws, Objective
 from pyoco_pipeline.training.settings import TrainSettings
 
-_PATIENCE = timedelta(hours=2)
 logger = logging.getLogger(__name__)
 metrics_logger = logging.getLogger("pyoco_pipeline.metrics")
 
@@ -91,7 +89,6 @@ class _Run:
             kwargs_handlers=[
                 # Image steps leave out the temporal modules.
                 DistributedDataParallelKwargs(find_unused_parameters=settings.image_share > 0),
-                InitProcessGroupKwargs(timeout=_PATIENCE),  # of those that wait while rank 0 samples
             ],
         )
         self.device = self.accelerator.device
