@@ -5,11 +5,14 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from pyoco_pipeline.training.sharding import local
+
 
 class EMA:
     """A float32 shadow of a network's parameters with a half-life in steps (EDM, config F: rampup ratio 0.05).
 
-    The half-life is at most `rampup` times the steps done, so that the average forgets the start.
+    The half-life is at most `rampup` times the steps done, so that the average forgets the start. Of a sharded network
+    each process averages its own part.
     """
 
     def __init__(self, network: nn.Module, half_life: float, rampup: float) -> None:
@@ -23,18 +26,12 @@ class EMA:
     @torch.no_grad()
     def update(self, network: nn.Module, step: int) -> None:
         """Move the average towards the weights after step `step`."""
-        live = [p.detach().float() for _, p in network.named_parameters()]
-        torch._foreach_lerp_(list(self.shadow.values()), live, 1.0 - self.decay(step))
+        live = [local(p.detach()).float() for _, p in network.named_parameters()]
+        torch._foreach_lerp_([local(value) for value in self.shadow.values()], live, 1.0 - self.decay(step))
 
     def state_dict(self) -> dict[str, Tensor]:
         """The averaged parameters by name."""
         return self.shadow
-
-    @torch.no_grad()
-    def load(self, state: dict[str, Tensor]) -> None:
-        """Take a state in place."""
-        for name, value in self.shadow.items():
-            value.copy_(state[name])
 
     @torch.no_grad()
     def swap(self, network: nn.Module) -> None:
@@ -43,3 +40,9 @@ class EMA:
             held = p.detach().clone()
             p.copy_(self.shadow[name])
             self.shadow[name].copy_(held)
+
+    @torch.no_grad()
+    def load(self, state: dict[str, Tensor]) -> None:
+        """Take a state in place."""
+        for name, value in self.shadow.items():
+            value.copy_(state[name])
