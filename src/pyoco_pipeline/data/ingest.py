@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import json
 import logging
 import os
@@ -36,11 +35,9 @@ from pyoco_pipeline.data.tasks import (
     read_record,
     run_task,
 )
-from pyoco_pipeline.errors import UserError
+from pyoco_pipeline.errors import UserError, is_full_disk
 
 logger = logging.getLogger(__name__)
-
-_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 
 
 @dataclass(frozen=True)
@@ -80,7 +77,7 @@ def ingest_clips(
         _run(tasks, options)
         return _finish(folder, tasks, options, len(captions))
     except OSError as error:
-        if error.errno in _FULL or "No space left" in str(error):
+        if is_full_disk(error):
             done = sum(read_record(task) is not None for task in tasks)
             raise UserError(
                 f"no room left below {work} or {folder} ({error}): make room and run the same command again. "

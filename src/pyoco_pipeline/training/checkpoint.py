@@ -20,7 +20,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from pyoco_pipeline.errors import UserError
+from pyoco_pipeline.errors import UserError, is_full_disk
 
 logger = logging.getLogger(__name__)
 
@@ -50,7 +50,21 @@ class CheckpointFolder:
         self.folder, self.keep = folder, keep
 
     def save(self, snapshot: Snapshot) -> Path:
-        """Write a checkpoint and drop the oldest beyond `keep`."""
+        """Write a checkpoint and drop the oldest beyond `keep`. Raises UserError where there is no room for it."""
+        try:
+            return self._write(snapshot)
+        except (OSError, SafetensorError) as error:
+            if not is_full_disk(error):
+                raise
+            shutil.rmtree(self.folder / f".writing-step-{snapshot.step:08d}", ignore_errors=True)
+            tensors = [tensor for part in _PARTS for tensor in getattr(snapshot, part).values()]
+            raise UserError(
+                f"{self.folder} has no room for the checkpoint of step {snapshot.step}, "
+                f"{sum(tensor.nbytes for tensor in tensors) / 1e6:.1f} MB ({error}): make room, and the same command "
+                "goes on from the checkpoint before it."
+            ) from error
+
+    def _write(self, snapshot: Snapshot) -> Path:
         self.folder.mkdir(parents=True, exist_ok=True)
         final = self.folder / f"step-{snapshot.step:08d}"
         aside = self.folder / f".writing-{final.name}"
