@@ -2,23 +2,32 @@
 # ui: MLflow · lint: style, types, safety
 PYTHON ?= python3
 BIN := .venv/bin
+PIP := $(BIN)/python -m pip install --disable-pip-version-check -q
+# Every file is checked by its sha256; the lock files are closed, so nothing is left to resolve.
+PIP_LOCKED := $(PIP) --require-hashes --no-deps
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
-.PHONY: setup setup-dev run check-config test test-fast ui viz lint bench lock ci-run
+.PHONY: setup setup-dev run check-config test test-fast ui viz lint bench lock sbom audit ci-run
 
 setup: .venv/installed
 
-.venv/installed: requirements.lock pyproject.toml
+# pip chooses the build of torch by its own settings (an index, or files on disk), and then its sha256 is checked. PyPI's
+# build for Linux needs the libraries of CUDA, others do not.
+.venv/installed: requirements.lock requirements-torch.lock requirements-cuda.lock pyproject.toml
 	$(PYTHON) -m venv .venv
-	$(BIN)/pip install --disable-pip-version-check -q -r requirements.lock
-	$(BIN)/pip install --disable-pip-version-check -q --no-deps -e .
+	$(BIN)/pip download --disable-pip-version-check -q --no-deps -d .venv/torch $$(grep -o '^torch==[^ ]*' requirements-torch.lock)
+	$(PIP_LOCKED) --no-index --find-links .venv/torch -r requirements-torch.lock
+	rm -r .venv/torch
+	$(PIP_LOCKED) -r requirements.lock
+	if $(BIN)/pip check | grep '^torch .* requires nvidia-' > /dev/null; then $(PIP_LOCKED) -r requirements-cuda.lock; fi
+	$(PIP) --no-build-isolation --no-deps -e .
 	touch $@
 
 # What tests and extras (Ray, S3, scene cuts, datasets) need beside it.
 setup-dev: .venv/installed-dev
 
 .venv/installed-dev: .venv/installed requirements-dev.lock
-	$(BIN)/pip install --disable-pip-version-check -q --no-deps -r requirements-dev.lock
+	$(PIP_LOCKED) -r requirements-dev.lock
 	touch $@
 
 run: setup
@@ -56,6 +65,14 @@ bench: setup-dev
 ci-run: setup
 	kedro run --env ci
 
-# After `pip install -e ".[dev,ray,s3,scenes,datasets,gpu,viz]"` in .venv.
-lock:
-	$(BIN)/python scripts/lock.py
+# The lock files from pyproject.toml: make lock UPGRADE=--upgrade
+lock: setup-dev
+	python scripts/lock.py $(UPGRADE)
+
+# What is installed, and the weights that come with it, as CycloneDX.
+sbom: setup-dev
+	python scripts/sbom.py sbom.json
+
+# Known vulnerabilities in what the lock files name.
+audit: setup-dev
+	python scripts/audit.py
