@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 from collections.abc import Callable
 from pathlib import Path
@@ -66,20 +67,43 @@ def assert_same(found: Any, expected: Any) -> None:
         torch.testing.assert_close(found[0][name], weight, rtol=1e-4, atol=1e-5, msg=name)
 
 
-@pytest.mark.parametrize(("processes", "accumulation"), [(2, 1), (2, 2), (4, 1)])
+@pytest.mark.parametrize(
+    ("parallel", "processes", "changes"),
+    [
+        ("ddp", 2, {}),
+        ("ddp", 2, {"accumulation": 2}),
+        ("ddp", 4, {}),
+        ("fsdp", 1, {}),
+        ("fsdp", 2, {"accumulation": 2}),
+        ("fsdp", 2, {"gradient_checkpointing": True, "channels_last": False}),
+        ("fsdp", 4, {}),
+    ],
+)
 def test_processes_that_share_a_batch_train_as_one_does(
-    train: Callable[..., Any], processes: int, accumulation: int
+    train: Callable[..., Any], parallel: str, processes: int, changes: dict[str, Any]
 ) -> None:
-    alone = train(1, "alone", accumulation=accumulation)
-    assert_same(train(processes, "shared", accumulation=accumulation), alone)
+    alone = train(1, "alone", **changes)
+    assert_same(train(processes, "shared", parallel=parallel, **changes), alone)
 
 
-def test_what_two_processes_left_goes_on_in_one_and_the_other_way_round(train: Callable[..., Any]) -> None:
+@pytest.mark.parametrize(
+    ("first", "then"),
+    [
+        (("ddp", 2), [("ddp", 1)]),
+        (("ddp", 1), [("ddp", 2)]),
+        (("fsdp", 4), [("ddp", 1), ("fsdp", 2)]),
+        (("ddp", 2), [("fsdp", 2)]),
+    ],
+)
+def test_what_so_many_processes_left_goes_on_in_any_number_of_them(
+    train: Callable[..., Any], tmp_path: Path, first: tuple[str, int], then: list[tuple[str, int]]
+) -> None:
     whole = train(1, "whole")
-    for first, then in ((2, 1), (1, 2)):
-        folder = f"{first}-{then}"
-        train(first, folder, stop_after_three_steps)
-        assert_same(train(then, folder), whole)
+    train(first[1], "left", stop_after_three_steps, parallel=first[0])
+    for parallel, processes in then:
+        folder = f"{parallel}-{processes}"
+        shutil.copytree(tmp_path / "left", tmp_path / folder)
+        assert_same(train(processes, folder, parallel=parallel), whole)
 
 
 def stop_after_three_steps(*arguments: Any) -> Any:

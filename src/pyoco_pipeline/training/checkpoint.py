@@ -2,7 +2,8 @@
 
     <folder>/step-00000120/{network,ema,optimizer}.safetensors, history.jsonl, state.json
 
-Whatever is drawn in a step is a function of (seed, step), so the step is all of the randomness that has to be kept.
+Of a sharded run each process writes its own part, see `pieces`; any number of processes goes on from either. Whatever
+is drawn in a step is a function of (seed, step), so the step is all of the randomness that has to be kept.
 """
 
 from __future__ import annotations
@@ -15,12 +16,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
-from torch import Tensor
+from torch import Tensor, distributed
 
-from pyoco_pipeline.errors import UserError, is_full_disk
+from pyoco_pipeline.errors import UserError
+from pyoco_pipeline.training import pieces
+from pyoco_pipeline.training.pieces import Pieces
+from pyoco_pipeline.training.processes import told
 
 logger = logging.getLogger(__name__)
 
@@ -43,42 +45,78 @@ class Snapshot:
 _PARTS = ("network", "ema", "optimizer")
 
 
+class Stored:
+    """A checkpoint on disk, whose tensors are read by name.
+
+    Raises OSError, ValueError, KeyError or SafetensorError where it can't be read, or is not whole.
+    """
+
+    def __init__(self, path: Path) -> None:
+        state = json.loads((path / "state.json").read_text())
+        self.step: int = state["step"]
+        self.fingerprint: dict[str, Any] = state["fingerprint"]
+        self.finished: bool = state["finished"]
+        self.history: History = [
+            json.loads(line) for line in (path / "history.jsonl").read_text().splitlines()
+        ]
+        count = state.get("processes", 1)  # that wrote a part each
+        self.network, self.ema, self.optimizer = (Pieces(path, part, count) for part in _PARTS)
+
+    def snapshot(self) -> Snapshot:
+        """All of it."""
+        network, ema, optimizer = (
+            {name: part.read(name) for name in part.shapes}
+            for part in (self.network, self.ema, self.optimizer)
+        )
+        return Snapshot(self.step, self.fingerprint, network, ema, optimizer, self.history, self.finished)
+
+
 class CheckpointFolder:
     """The checkpoints of one run; keeps the newest `keep`."""
 
     def __init__(self, folder: Path, keep: int) -> None:
         self.folder, self.keep = folder, keep
 
-    def save(self, snapshot: Snapshot) -> Path:
-        """Write a checkpoint and drop the oldest beyond `keep`. Raises UserError where there is no room for it."""
-        try:
-            return self._write(snapshot)
-        except (OSError, SafetensorError) as error:
-            if not is_full_disk(error):
-                raise
-            shutil.rmtree(self.folder / f".writing-step-{snapshot.step:08d}", ignore_errors=True)
-            tensors = [tensor for part in _PARTS for tensor in getattr(snapshot, part).values()]
-            raise UserError(
-                f"{self.folder} has no room for the checkpoint of step {snapshot.step}, "
-                f"{sum(tensor.nbytes for tensor in tensors) / 1e6:.1f} MB ({error}): make room, and the same command "
-                "goes on from the checkpoint before it."
-            ) from error
+    def save(self, snapshot: Snapshot, *, sharded: bool = False) -> Path:
+        """Write a checkpoint and drop the oldest beyond `keep`; of a sharded run, every process calls this.
 
-    def _write(self, snapshot: Snapshot) -> Path:
-        self.folder.mkdir(parents=True, exist_ok=True)
+        Raises UserError where the processes do not see the same folder.
+        """
+        rank, count = (distributed.get_rank(), distributed.get_world_size()) if sharded else (0, 1)
         final = self.folder / f"step-{snapshot.step:08d}"
         aside = self.folder / f".writing-{final.name}"
-        shutil.rmtree(aside, ignore_errors=True)
-        aside.mkdir()
-        for part in _PARTS:
-            tensors = {
-                key: value.detach().cpu().contiguous() for key, value in getattr(snapshot, part).items()
-            }
-            save_file(tensors, aside / f"{part}.safetensors")
+        if rank == 0:
+            shutil.rmtree(aside, ignore_errors=True)
+        if sharded:
+            distributed.barrier()
+        aside.mkdir(parents=True, exist_ok=True)
+        pieces.write(aside, {part: getattr(snapshot, part) for part in _PARTS}, rank, count)
+        for path in aside.glob(f"*-{rank + 1:05d}-of-*" if sharded else "*"):
+            _sync(path)
+        if sharded:
+            distributed.barrier()
+        if rank == 0:
+            self._put_in_place(aside, final, snapshot, count)
+        if sharded:
+            distributed.barrier()
+        return final
+
+    def _put_in_place(self, aside: Path, final: Path, snapshot: Snapshot, count: int) -> None:
+        found = len(list(aside.glob("*.safetensors")))
+        if found != count * len(_PARTS):
+            raise UserError(
+                f"{aside} has {found} files of {count * len(_PARTS)} that {count} processes wrote: let every machine "
+                "see the same data folder under the same path."
+            )
         (aside / "history.jsonl").write_text("".join(json.dumps(row) + "\n" for row in snapshot.history))
-        state = {"step": snapshot.step, "finished": snapshot.finished, "fingerprint": snapshot.fingerprint}
+        state = {
+            "step": snapshot.step,
+            "finished": snapshot.finished,
+            "processes": count,
+            "fingerprint": snapshot.fingerprint,
+        }
         (aside / "state.json").write_text(json.dumps(state, indent=2) + "\n")
-        for path in [*aside.iterdir(), aside]:
+        for path in [aside / "history.jsonl", aside / "state.json", aside]:
             _sync(path)
         if final.exists():
             shutil.rmtree(final)
@@ -86,22 +124,36 @@ class CheckpointFolder:
         _sync(self.folder)
         for old in self.paths()[: -self.keep]:
             shutil.rmtree(old)
-        return final
 
     def paths(self) -> list[Path]:
         """Checkpoints from oldest to newest."""
         return sorted(self.folder.glob("step-*"))
 
-    def newest(self) -> Snapshot | None:
-        """The newest checkpoint that can be read, or None; one that can't is passed over with a warning."""
+    def find(self) -> Stored | None:
+        """The newest checkpoint that can be read, or None; one that can't is passed over with a warning.
+
+        Of several processes, which all call this, rank 0 looks.
+        """
+        found, passed_over = told(self._look)
+        for path, reason in passed_over:
+            logger.warning("Checkpoint %s can't be read (%s); going on from the one before it.", path, reason)
+        return None if found is None else Stored(self.folder / found)
+
+    def _look(self) -> tuple[str | None, list[tuple[str, str]]]:
+        passed_over = []
         for path in reversed(self.paths()):
             try:
-                return _read(path)
+                Stored(path)
             except (OSError, ValueError, KeyError, SafetensorError) as error:
-                logger.warning(
-                    "Checkpoint %s can't be read (%s); going on from the one before it.", path, error
-                )
-        return None
+                passed_over.append((str(path), str(error)))
+            else:
+                return path.name, passed_over
+        return None, passed_over
+
+    def newest(self) -> Snapshot | None:
+        """All of what `find` finds."""
+        stored = self.find()
+        return None if stored is None else stored.snapshot()
 
     def clear(self) -> None:
         """Remove all checkpoints, whole and half-written."""
@@ -118,16 +170,16 @@ def mark_finished(folder: Path) -> None:
     aside.replace(newest / "state.json")
 
 
-def check_same_run(snapshot: Snapshot, fingerprint: dict[str, Any], folder: Path) -> None:
+def check_same_run(stored: Stored, fingerprint: dict[str, Any], folder: Path) -> None:
     """UserError when a checkpoint is of another run, naming the first difference.
 
     Compared through JSON, as the checkpoint has been.
     """
-    ours, theirs = _flat(json.loads(json.dumps(fingerprint))), _flat(snapshot.fingerprint)
+    ours, theirs = _flat(json.loads(json.dumps(fingerprint))), _flat(stored.fingerprint)
     for key in sorted(ours.keys() | theirs.keys()):
         if ours.get(key) != theirs.get(key):
             raise UserError(
-                f"{folder} holds an unfinished run (step {snapshot.step}) with {key}={theirs.get(key)}, this run has "
+                f"{folder} holds an unfinished run (step {stored.step}) with {key}={theirs.get(key)}, this run has "
                 f"{key}={ours.get(key)}. Finish that run, delete the folder, or set train.resume=never to start over."
             )
 
@@ -139,35 +191,9 @@ def _flat(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     return rows
 
 
-def _read(path: Path) -> Snapshot:
-    state = json.loads((path / "state.json").read_text())
-    network, ema, optimizer = (load_file(path / f"{part}.safetensors") for part in _PARTS)
-    history = [json.loads(line) for line in (path / "history.jsonl").read_text().splitlines()]
-    return Snapshot(network=network, ema=ema, optimizer=optimizer, history=history, **state)
-
-
 def _sync(path: Path) -> None:
     handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)
     finally:
         os.close(handle)
-
-
-def optimizer_tensors(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
-    """An optimiser's per-parameter state as tensors named "<index>.<key>"; groups come from the settings."""
-    state = optimizer.state_dict()["state"]
-    return {
-        f"{index}.{key}": torch.as_tensor(value)
-        for index, entry in state.items()
-        for key, value in entry.items()
-    }
-
-
-def load_optimizer(optimizer: torch.optim.Optimizer, tensors: dict[str, Tensor]) -> None:
-    """Put back what `optimizer_tensors` took."""
-    state: dict[int, dict[str, Tensor]] = {}
-    for name, value in tensors.items():
-        index, key = name.split(".", 1)
-        state.setdefault(int(index), {})[key] = value
-    optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})

@@ -40,9 +40,3 @@ class EMA:
             held = p.detach().clone()
             p.copy_(self.shadow[name])
             self.shadow[name].copy_(held)
-
-    @torch.no_grad()
-    def load(self, state: dict[str, Tensor]) -> None:
-        """Take a state in place."""
-        for name, value in self.shadow.items():
-            value.copy_(state[name])

@@ -6,6 +6,7 @@ arguments, join it through torch.distributed, and end when it does, however it e
 
 from __future__ import annotations
 
+import json
 import os
 import threading
 import time
@@ -114,6 +115,22 @@ def _join(store: Any, rank: int, world_size: int) -> None:
     torch.distributed.init_process_group(
         backend, store=store, rank=rank, world_size=world_size, timeout=_PATIENCE
     )
+
+
+def told(ask: Callable[[], Any]) -> Any:
+    """What rank 0 gets by asking, on every process, which all call this; JSON-able."""
+    import torch
+    from torch import distributed
+
+    if not distributed.is_initialized():
+        return ask()
+    device = "cuda" if distributed.get_backend() == "nccl" else "cpu"
+    answer = json.dumps(ask()).encode() if distributed.get_rank() == 0 else b""
+    size = torch.tensor(len(answer), device=device)
+    distributed.broadcast(size, 0)
+    data = torch.frombuffer(bytearray(answer.ljust(int(size))), dtype=torch.uint8).to(device)
+    distributed.broadcast(data, 0)
+    return json.loads(bytes(data.cpu().numpy()))
 
 
 def leave() -> None:

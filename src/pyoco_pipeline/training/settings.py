@@ -152,6 +152,8 @@ class TrainSettings(Settings):
     num_processes: Positive | Literal["auto"] = (
         "auto"  # that share a batch; auto: one per GPU, or one on the CPU
     )
+    # ddp: each has the whole model; fsdp: a part of every weight (FSDP2), for models that are too large otherwise.
+    parallel: Literal["ddp", "fsdp"] = "ddp"
     ema_half_life: float = Field(gt=0)  # steps
     ema_rampup: float = Field(0.05, gt=0)  # the half-life is at most this share of the steps done
     precision: Literal["auto", "float32", "bf16"] = "auto"  # auto: bf16 on a GPU, float32 on a CPU
@@ -192,4 +194,4 @@ class TrainSettings(Settings):
     def identity(self) -> dict[str, Any]:
         """The fields that decide the resulting weights; a checkpoint of other values is of another run."""
         other = {"log_every", "checkpoint_every", "keep_checkpoints", "sample_every", "resume", "max_minutes"}
-        return self.model_dump(exclude=other | {"compile", "max_loss_growth", "num_processes"})
+        return self.model_dump(exclude=other | {"compile", "max_loss_growth", "num_processes", "parallel"})

@@ -27,17 +27,19 @@ from pyoco_pipeline.data.batches import ClipBatches
 from pyoco_pipeline.data.order import mix_seed
 from pyoco_pipeline.diffusion import Denoise
 from pyoco_pipeline.errors import Stopped, UserError
-from pyoco_pipeline.training.checkpoint import (
-    CheckpointFolder,
-    History,
-    Snapshot,
-    check_same_run,
-    load_optimizer,
-    optimizer_tensors,
-)
+from pyoco_pipeline.training.checkpoint import CheckpointFolder, History, Snapshot, check_same_run
 from pyoco_pipeline.training.ema import EMA
 from pyoco_pipeline.training.objective import Draws, Objective
+from pyoco_pipeline.training.optimizer import (
+    learning_rate,
+    load_optimizer,
+    make_optimizer,
+    optimizer_tensors,
+)
+from pyoco_pipeline.training.parallel import parallel
+from pyoco_pipeline.training.processes import told
 from pyoco_pipeline.training.settings import TrainSettings
+from pyoco_pipeline.training.sharding import local
 
 logger = logging.getLogger(__name__)
 metrics_logger = logging.getLogger("pyoco_pipeline.metrics")
@@ -94,31 +96,23 @@ class _Run:
         self.device = self.accelerator.device
         self.is_main = self.accelerator.is_main_process
         _check_parts(stage, settings, self.accelerator.num_processes)
-        network.train().to(self.device)
-        if settings.channels_last:
-            network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-        self.network = network
-        self.ema = EMA(network, settings.ema_half_life, settings.ema_rampup)
-        self.optimizer = torch.optim.AdamW(
-            parameter_groups(network, settings.lr_scale),
-            lr=settings.learning_rate,
-            betas=(0.9, settings.beta2),
-            weight_decay=settings.weight_decay,
-            fused=self.device.type == "cuda",  # on a CPU fused steps are not the same after a resume
-        )
+        self.parallel = parallel(network, settings, self.accelerator)
+        self.network = self.parallel.network
+        self.ema = EMA(self.network, settings.ema_half_life, settings.ema_rampup)
+        self.optimizer = make_optimizer(self.network, settings, self.device)
+        self.validates = told(lambda: validate is not None)
         self.history: History = []
         self.step = 0  # steps done
         self.stopped_by: str | None = None
 
     def run(self) -> History:
         self._resume()
-        self.model, self.prepared = self.accelerator.prepare(self.network, self.optimizer)
+        self.parallel.start()
         with self._signals(), self._progress() as bar:
             self._loop(bar)
         self._sample()
         self._checkpoint()
-        self.ema.swap(self.network)
-        self.network.eval()
+        self.parallel.finish(self.ema)
         return self.history
 
     def _loop(self, bar: tqdm) -> None:
@@ -176,15 +170,15 @@ class _Run:
                 shape = (len(part.x0) * parts, *part.x0.shape[1:])
                 drawn = self.objective.draw(torch.Size(shape), self.device, draw)
             is_last = i == first + settings.accumulation - 1
-            with nullcontext() if is_last else self.accelerator.no_sync(self.model):
+            with nullcontext() if is_last else self.parallel.unsynchronised():
                 with self.accelerator.autocast():
-                    loss = self.objective.loss(self.model, part, drawn.part(i, parts))
+                    loss = self.objective.loss(self.parallel.model, part, drawn.part(i, parts))
                 self.accelerator.backward(loss / settings.accumulation)
             total += loss.detach() / settings.accumulation
         total = self.accelerator.reduce(total, "mean")
-        grad_norm = self.accelerator.clip_grad_norm_(self.model.parameters(), settings.grad_clip)
-        self.prepared.step()
-        self.prepared.zero_grad(set_to_none=True)
+        grad_norm = self.parallel.clip(settings.grad_clip)
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
         self.step += 1
         self.ema.update(self.network, self.step)
         return total, grad_norm
@@ -231,7 +225,7 @@ class _Run:
             )
 
     def _checkpoint(self) -> None:
-        if not self.is_main:
+        if not self.is_main and not self.parallel.sharded:
             return
         self.folder.save(
             Snapshot(
@@ -241,32 +235,35 @@ class _Run:
                 ema=self.ema.state_dict(),
                 optimizer=optimizer_tensors(self.optimizer),
                 history=self.history,
-            )
+            ),
+            sharded=self.parallel.sharded,
         )
 
     def _resume(self) -> None:
-        snapshot = self.folder.newest() if self.settings.resume == "auto" else None
-        self.accelerator.wait_for_everyone()  # all have read before one clears
-        if snapshot is None or snapshot.finished:
+        stored = self.folder.find() if self.settings.resume == "auto" else None
+        if stored is None or stored.finished:
+            self.accelerator.wait_for_everyone()  # all have opened it before one clears
             if self.is_main:
                 self.folder.clear()
             return
-        check_same_run(snapshot, self.fingerprint, self.folder.folder)
-        self.network.load_state_dict(snapshot.network)
-        self.ema.load(snapshot.ema)
-        load_optimizer(self.optimizer, snapshot.optimizer)
-        self.step, self.history = snapshot.step, snapshot.history
+        check_same_run(stored, self.fingerprint, self.folder.folder)
+        with torch.no_grad():
+            for name, value in self.network.state_dict().items():
+                local(value).copy_(local(stored.network.read(name, value)))
+            for name, value in self.ema.state_dict().items():
+                local(value).copy_(local(stored.ema.read(name, value)))
+        load_optimizer(self.optimizer, stored.optimizer)
+        self.step, self.history = stored.step, stored.history
         logger.info("%s: going on from step %d of %d", self.stage, self.step, self.settings.steps)
 
     def _sample(self) -> None:
-        if self.validate is None or not self.is_main:
+        if not self.validates:
             return
-        self.ema.swap(self.network)
-        self.network.eval()
-        with self.accelerator.autocast(), torch.no_grad():
-            picture = self.validate(self.step, self.objective.denoiser(self.network))
-        self.network.train()
-        self.ema.swap(self.network)
+        with self.parallel.averaged(self.ema) as network:
+            if network is None or self.validate is None:
+                return
+            with self.accelerator.autocast(), torch.no_grad():
+                picture = self.validate(self.step, self.objective.denoiser(network))
         if picture is not None:
             extra = {"stage": self.stage, "step": self.step, "image": picture}
             metrics_logger.info("%s: samples", self.stage, extra=extra)
@@ -306,16 +303,6 @@ class _Run:
         return bool(self.accelerator.reduce(flag, "sum").item())
 
 
-def learning_rate(settings: TrainSettings, step: int) -> float:
-    """The rate of step `step` (from 0): linear warm-up, then constant, or a cosine to zero."""
-    if step < settings.warmup_steps:
-        return settings.learning_rate * (step + 1) / settings.warmup_steps
-    if settings.schedule == "constant":
-        return settings.learning_rate
-    share = (step - settings.warmup_steps) / max(1, settings.steps - settings.warmup_steps)
-    return settings.learning_rate * 0.5 * (1.0 + math.cos(math.pi * share))
-
-
 def _check_parts(stage: str, settings: TrainSettings, processes: int) -> None:
     """UserError where a batch has no equal parts for so many processes, or another launcher started them."""
     started = int(os.environ.get("WORLD_SIZE", "1"))
@@ -330,27 +317,6 @@ def _check_parts(stage: str, settings: TrainSettings, processes: int) -> None:
             f"train.batch_size={settings.batch_size} has no {parts} equal parts, for {processes} processes and "
             f"train.accumulation={settings.accumulation}: change one of them."
         )
-
-
-def parameter_groups(network: nn.Module, lr_scale: dict[str, float]) -> list[dict[str, Any]]:
-    """Trainable parameters grouped by the factor on their learning rate; the longest matching prefix decides.
-
-    Raises UserError for a prefix that no parameter's name begins with.
-    """
-    groups: dict[float, list[nn.Parameter]] = {}
-    unused = set(lr_scale)
-    for name, parameter in network.named_parameters():
-        matching = [prefix for prefix in lr_scale if name.startswith(prefix)]
-        unused -= set(matching)
-        scale = lr_scale[max(matching, key=len)] if matching else 1.0
-        if parameter.requires_grad:
-            groups.setdefault(scale, []).append(parameter)
-    if unused:
-        parts = sorted({name.split(".")[0] for name, _ in network.named_parameters()})
-        raise UserError(
-            f"train.lr_scale names {sorted(unused)[0]!r}, but parameters begin with {', '.join(parts)}."
-        )
-    return [{"params": parameters, "lr_scale": scale} for scale, parameters in groups.items()]
 
 
 def _precision(name: str) -> str:
