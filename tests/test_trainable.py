@@ -24,8 +24,8 @@ from pyoco_pipeline.models import (
 )
 from pyoco_pipeline.models.trainable import add_lora, lora_options, lora_state, without_lora
 from pyoco_pipeline.training.checkpoint import CheckpointFolder
+from pyoco_pipeline.training.optimizer import parameter_groups
 from pyoco_pipeline.training.stages import train_video_model
-from pyoco_pipeline.training.trainer import parameter_groups
 
 TIMESTEP = torch.tensor([3.0, 700.0])
 PARTS = ("all", "temporal", "temporal+cross_attention", "lora")
