@@ -19,7 +19,7 @@ from typing import Any
 from safetensors import SafetensorError
 from torch import Tensor, distributed
 
-from pyoco_pipeline.errors import UserError
+from pyoco_pipeline.errors import UserError, is_full_disk
 from pyoco_pipeline.training import pieces
 from pyoco_pipeline.training.pieces import Pieces
 from pyoco_pipeline.training.processes import told
@@ -80,8 +80,23 @@ class CheckpointFolder:
     def save(self, snapshot: Snapshot, *, sharded: bool = False) -> Path:
         """Write a checkpoint and drop the oldest beyond `keep`; of a sharded run, every process calls this.
 
-        Raises UserError where the processes do not see the same folder.
+        Raises UserError where there is no room for it, or where the processes do not see the same folder.
         """
+        try:
+            return self._write(snapshot, sharded)
+        except (OSError, SafetensorError) as error:
+            if not is_full_disk(error):
+                raise
+            if not sharded:  # else others may still write there
+                shutil.rmtree(self.folder / f".writing-step-{snapshot.step:08d}", ignore_errors=True)
+            tensors = [tensor for part in _PARTS for tensor in getattr(snapshot, part).values()]
+            raise UserError(
+                f"{self.folder} has no room for the checkpoint of step {snapshot.step}, "
+                f"{sum(tensor.nbytes for tensor in tensors) / 1e6:.1f} MB ({error}): make room, and the same command "
+                "goes on from the checkpoint before it."
+            ) from error
+
+    def _write(self, snapshot: Snapshot, sharded: bool) -> Path:
         rank, count = (distributed.get_rank(), distributed.get_world_size()) if sharded else (0, 1)
         final = self.folder / f"step-{snapshot.step:08d}"
         aside = self.folder / f".writing-{final.name}"
