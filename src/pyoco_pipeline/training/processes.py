@@ -37,6 +37,15 @@ def on_every_device(
     only_here: arguments of rank 0 alone; the others must be picklable, and work is found by its module and name.
     Raises what work raises here, or UserError where another process raises or is killed: all of them are stopped then.
     """
+    from pyoco_pipeline.training import launched
+
+    if launched.leading is not None:
+        return launched.leading.train(num_processes, work, args, kwargs, only_here or {})
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise UserError(
+            f"a launcher started {os.environ['WORLD_SIZE']} processes of this run, which would each train by itself: "
+            "let it start `-m pyoco_pipeline.distributed run …` (docs/operations.md), or use `kedro run` without it."
+        )
     on = devices(num_processes)
     here = {**kwargs, **(only_here or {})}
     if len(on) == 1:
@@ -70,7 +79,7 @@ def _ranks_beside(
         except BaseException as error:
             if not done.is_set():
                 failed[rank] = error
-                _let_go()
+                let_go()
 
     ranks = [threading.Thread(target=run, args=(rank,), daemon=True) for rank in range(1, len(on))]
     os.environ.update(_environment(world, 0))
@@ -81,7 +90,7 @@ def _ranks_beside(
         while store.add(_JOINED, 0) < len(ranks) and not failed:  # who is waited for may be gone
             time.sleep(0.05)
         if not failed:
-            _join(store, 0, len(on))
+            join(store, 0, len(on))
             yield
             for thread in ranks:  # they end with the same step
                 thread.join()
@@ -107,7 +116,7 @@ def _ranks_beside(
         raise _said(failed, on)
 
 
-def _join(store: Any, rank: int, world_size: int) -> None:
+def join(store: Any, rank: int, world_size: int) -> None:
     """Into the group of processes, before anything else, so that one that goes is noticed from there on."""
     import torch
 
@@ -143,7 +152,7 @@ def leave() -> None:
     AcceleratorState._reset_state(reset_partial_state=True)
 
 
-def _let_go() -> None:
+def let_go() -> None:
     """End what this process waits for from one that is gone; gloo sees for itself that a connection is closed."""
     import torch
 
@@ -168,7 +177,7 @@ def _as_rank(
     world_size = int(environment["WORLD_SIZE"])
     store = torch.distributed.TCPStore(_HOST, int(environment["MASTER_PORT"]), world_size, is_master=False)
     store.add(_JOINED, 1)
-    _join(store, int(environment["RANK"]), world_size)
+    join(store, int(environment["RANK"]), world_size)
     try:
         work(*args, **kwargs)
     finally:

@@ -304,12 +304,12 @@ class _Run:
 
 
 def _check_parts(stage: str, settings: TrainSettings, processes: int) -> None:
-    """UserError where a batch has no equal parts for so many processes, or another launcher started them."""
+    """UserError where a batch has no equal parts for so many processes, or others are running than train together."""
     started = int(os.environ.get("WORLD_SIZE", "1"))
     if started != processes or (processes > 1 and settings.num_processes not in ("auto", processes)):
         raise UserError(
             f"{stage}: started as {started} processes, of which {processes} train together, with train.num_processes="
-            f"{settings.num_processes}: start it without a launcher; it starts its own processes."
+            f"{settings.num_processes}: start it as docs/operations.md says."
         )
     parts = settings.accumulation * processes
     if settings.batch_size % parts:

@@ -1,0 +1,173 @@
+"""Training under torchrun, on one machine and on several, gives the training of one process."""
+
+from __future__ import annotations
+
+import json
+import socket
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import tiny
+import torch
+from launched_training import settings_of
+from safetensors.torch import load_file
+
+from pyoco_pipeline.data.clips import ClipStore
+from pyoco_pipeline.data.embeddings import TextEmbeddings
+from pyoco_pipeline.models import InflationOptions, save_video_model
+from pyoco_pipeline.training import stages
+
+SCRIPT = Path(__file__).with_name("launched_training.py")
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """What a training needs, for processes that share nothing but a folder."""
+    store = tiny.make_store(tmp_path / "clips")
+    tiny.make_embeddings(tmp_path / "text", [item.caption for item in store.take()])
+    save_video_model(tiny.make_video_unet(trained=False), tmp_path / "inflated")
+    return tmp_path
+
+
+@pytest.fixture
+def torchrun(folder: Path) -> Callable[..., Any]:
+    """Run the script on so many machines, each a torchrun of its own, with so many processes each."""
+
+    def run(nodes: int, each: int, name: str, **changes: Any) -> tuple[list[int], str]:
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            port = free.getsockname()[1]
+        command = [
+            sys.executable, "-m", "torch.distributed.run", f"--nnodes={nodes}", f"--nproc-per-node={each}",
+            "--rdzv-backend=c10d", f"--rdzv-endpoint=127.0.0.1:{port}", f"--rdzv-id={name}", "--local-addr=127.0.0.1",
+            str(SCRIPT), str(folder), name, json.dumps(changes),
+        ]  # fmt: skip
+        launchers = [
+            subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+            for _ in range(nodes)
+        ]
+        try:
+            said = [launcher.communicate(timeout=100)[0] for launcher in launchers]
+        finally:
+            for launcher in launchers:
+                launcher.kill()
+        return [launcher.returncode for launcher in launchers], "\n".join(said)
+
+    return run
+
+
+def alone(folder: Path) -> tuple[dict[str, torch.Tensor], list[float]]:
+    """The same training in this process."""
+    model, _, history = stages.train_video_model(
+        "base", settings_of({}), folder / "inflated", ClipStore(folder / "clips"), TextEmbeddings(folder / "text"),
+        folder / "alone", inflation=InflationOptions(),
+    )  # fmt: skip
+    return model.state_dict(), [row["loss"] for row in history]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("nodes", "each", "changes"), [(1, 2, {"parallel": "fsdp"}), (2, 1, {}), (2, 1, {"parallel": "fsdp"})]
+)
+def test_a_launchers_processes_train_as_one_does(
+    torchrun: Callable[..., Any], folder: Path, nodes: int, each: int, changes: dict[str, Any]
+) -> None:
+    status, said = torchrun(nodes, each, "shared", **changes)
+    assert status == [0] * nodes, said
+    weights, losses = alone(folder)
+
+    found = json.loads((folder / "shared.json").read_text())
+    torch.testing.assert_close(torch.tensor(found), torch.tensor(losses), rtol=1e-5, atol=1e-6)
+    for name, weight in load_file(folder / "shared.safetensors").items():
+        torch.testing.assert_close(weight, weights[name], rtol=1e-4, atol=1e-5, msg=name)
+
+
+@pytest.mark.slow
+def test_a_killed_process_ends_the_run_on_every_machine_and_the_same_command_goes_on(
+    torchrun: Callable[..., Any], folder: Path
+) -> None:
+    status, said = torchrun(2, 1, "killed", dies=4)
+    assert status == [1, 1]
+    assert "Process 2 of 2 is gone" in said
+    assert [path.name for path in (folder / "killed-6").glob("step-*")] == ["step-00000002", "step-00000004"]
+
+    status, said = torchrun(1, 1, "killed")
+    assert status == [0], said
+    torch.testing.assert_close(
+        torch.tensor(json.loads((folder / "killed.json").read_text())),
+        torch.tensor(alone(folder)[1]),
+        rtol=1e-5,
+        atol=1e-6,
+    )
+
+
+@pytest.mark.slow
+def test_a_number_of_processes_that_the_launcher_did_not_start_is_refused(
+    torchrun: Callable[..., Any],
+) -> None:
+    status, said = torchrun(1, 2, "three", num_processes=3)
+    assert status == [1]
+    assert "train.num_processes=3, but the launcher started 2 processes: set it to auto" in said
+
+
+def arguments(folder: Path) -> tuple[Any, ...]:
+    store, embeddings = ClipStore(folder / "clips"), TextEmbeddings(folder / "text")
+    settings = settings_of({"num_processes": 2})
+    assert settings.sigma.max == float("inf")
+    return "base", settings, folder / "inflated", store, embeddings, folder / "checkpoints"
+
+
+def test_a_training_is_handed_over_as_json_and_read_as_it_was(folder: Path) -> None:
+    given = arguments(folder)
+    inflation = InflationOptions(**InflateSettings().options())
+    text = handover.to_json(stages.train_video_model, given, {"inflation": inflation})
+    work, found = handover.from_json(json.dumps(json.loads(text)))
+
+    assert work is stages.train_video_model
+    assert (found["stage"], found["settings"], found["inflation"]) == ("base", given[1], inflation)
+    assert isinstance(found["settings"], StageSettings)
+    assert (found["init"], found["checkpoints"]) == (folder / "inflated", folder / "checkpoints")
+    assert found["store"].manifest == given[3].manifest
+    assert found["embeddings"].folder == folder / "text"
+
+
+def test_nothing_but_a_training_is_handed_over(folder: Path) -> None:
+    with pytest.raises(TypeError, match="is not a training"):
+        handover.to_json(print, (), {})
+    with pytest.raises(TypeError, match="can't be handed over"):
+        handover.to_json(stages.train_video_model, (*arguments(folder), print), {})
+    with pytest.raises(KeyError, match="system"):
+        handover.from_json(json.dumps({"work": "system", "arguments": {}}))
+
+
+def test_a_machine_that_sees_other_clips_says_so(folder: Path) -> None:
+    text = handover.to_json(stages.train_video_model, arguments(folder), {})
+    manifest = json.loads((folder / "clips" / "manifest.json").read_text())
+    (folder / "clips" / "manifest.json").write_text(json.dumps(manifest | {"sha256": "0" * 64}))
+
+    with pytest.raises(UserError, match=r"clips has other content here .* see the same data folder"):
+        handover.from_json(text)
+
+
+def test_a_machine_that_does_not_see_the_checkpoints_says_so(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(launched, "_SEEN_S", 0.5)
+    with pytest.raises(UserError, match="is not the folder that rank 0 writes its checkpoints to"):
+        launched._check_token(tmp_path / ".seen-1", "a")
+
+
+def test_kedro_run_by_itself_is_refused_under_a_launcher(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(UserError, match=r"started 2 processes .* `-m pyoco_pipeline.distributed run …`"):
+        processes.on_every_device("auto", print)
+
+
+def test_the_launchers_part_is_refused_without_a_launcher(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("RANK", raising=False)
+    with pytest.raises(UserError, match=r"RANK is not set: .* `kedro run` starts its own"):
+        launched.world()
