@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import logging
 import re
 import sys
@@ -15,8 +16,10 @@ from kedro.framework.cli.project import run as kedro_run
 from yaml import YAMLError
 
 from pyoco_pipeline.errors import UserError
+from pyoco_pipeline.reporting.redact import redact, redact_traceback
 
 logger = logging.getLogger(__name__)  # goes to info.log alone: conf/logging.yml
+logger.addFilter(redact_traceback)
 
 # Kedro's own words for an unknown node, tag or namespace.
 _NO_SUCH_NODE = ("Pipeline does not contain", "Pipeline contains no nodes")
@@ -85,10 +88,20 @@ def _parameter_message(text: str) -> str:
             parameter, key = line.split("'")[1], ""
         elif found:
             name = f"{parameter}.{key}" if key else parameter
-            wrong.append(f"{name}: {found['message']}, found {found['value']}")
+            wrong.append(f"{name}: {found['message']}, found {_without_secrets(found['value'], name)}")
         elif parameter and line.strip() and "errors.pydantic.dev" not in line:
             key = line.strip()
     return "wrong parameters in conf/ or --params: " + ("; ".join(wrong) or text)
+
+
+def _without_secrets(value: str, key: str) -> str:
+    """A value as Python writes it, with secrets masked; of one cut short, the whole where a word in it hints at one."""
+    try:
+        plain = ast.literal_eval(value)
+    except (ValueError, SyntaxError):
+        return str(redact(value, f"{key} {value}"))
+    masked = redact(plain, key)
+    return value if masked == plain else repr(masked)
 
 
 def split_params(ctx: click.Context, param: click.Parameter, value: Any) -> Any:

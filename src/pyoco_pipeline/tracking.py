@@ -180,7 +180,7 @@ class TrackedRun:
         try:
             client = mlflow.MlflowClient(tracking_uri=store.tracking_uri)
             experiment_id = _experiment_id(client, experiment, store.artifact_root)
-            run_id = client.create_run(experiment_id, run_name=name, tags=dict(tags)).info.run_id
+            run_id = client.create_run(experiment_id, run_name=name, tags=redact(tags)).info.run_id
             run = cls(client, store, experiment_id, run_id)
             items = [Param(key, value) for key, value in parameters.items()]
             for start in range(0, len(items), _PARAMETERS_PER_CALL):
@@ -250,9 +250,9 @@ class TrackedRun:
                 self.client.log_artifact(self.run_id, str(path), _key(f"samples/{stage}"))
 
     def set_tags(self, tags: Mapping[str, str]) -> None:
-        """Set tags."""
+        """Set tags, secrets masked."""
         with self.lossy("tags"):
-            for key, value in tags.items():
+            for key, value in redact(tags).items():
                 self.client.set_tag(self.run_id, key, value)
 
     def close(self, status: str) -> None:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import logging
 import re
 from collections.abc import Mapping
 from typing import Any
 
 MASK = "********"
 _SECRET_KEY = re.compile(r"passw(or)?d|secret|api_?key|credential", re.IGNORECASE)
+_GIVEN = re.compile(r"input_value=.*(?=, input_type=)")  # as Pydantic quotes it
 _URL_LOGIN = re.compile(r"(?<=://)[^/@\s]+@")
 
 
@@ -35,3 +37,11 @@ def redact(value: Any, key: str = "") -> Any:
 def redact_url(text: str) -> str:
     """The text with `user:password@` in URLs masked."""
     return _URL_LOGIN.sub(f"{MASK}@", text)
+
+
+def redact_traceback(record: logging.LogRecord) -> bool:
+    """A filter of a logger: its tracebacks leave out what Pydantic quotes of given parameters, which may be keys."""
+    if record.exc_info:
+        text = logging.Formatter().formatException(record.exc_info)
+        record.exc_text = _GIVEN.sub(f"input_value={MASK}", text)
+    return True
