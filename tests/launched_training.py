@@ -39,7 +39,8 @@ def two_trainings(folder: Path, name: str, changes: dict[str, object]) -> int:
     for stage in settings:
         model, _, history = on_every_device(
             stage.train.num_processes, stages.train_video_model, "base", stage, folder / "inflated",
-            store, embeddings, folder / f"{name}-{stage.train.steps}", inflation=InflationOptions(), only_here={"validate": None},
+            store, embeddings, folder / f"{name}-{stage.train.steps}", inflation=InflationOptions(),
+            only_here={"validate": None},
         )  # fmt: skip
     weights = {key: value.contiguous() for key, value in model.state_dict().items()}
     save_file(weights, folder / f"{name}.safetensors")

@@ -16,10 +16,12 @@ import torch
 from launched_training import settings_of
 from safetensors.torch import load_file
 
+from pyoco_pipeline.config import InflateSettings, StageSettings
 from pyoco_pipeline.data.clips import ClipStore
 from pyoco_pipeline.data.embeddings import TextEmbeddings
+from pyoco_pipeline.errors import UserError
 from pyoco_pipeline.models import InflationOptions, save_video_model
-from pyoco_pipeline.training import stages
+from pyoco_pipeline.training import handover, launched, processes, stages
 
 SCRIPT = Path(__file__).with_name("launched_training.py")
 
@@ -93,7 +95,10 @@ def test_a_killed_process_ends_the_run_on_every_machine_and_the_same_command_goe
     status, said = torchrun(2, 1, "killed", dies=4)
     assert status == [1, 1]
     assert "Process 2 of 2 is gone" in said
-    assert [path.name for path in (folder / "killed-6").glob("step-*")] == ["step-00000002", "step-00000004"]
+    assert sorted(path.name for path in (folder / "killed-6").glob("step-*")) == [
+        "step-00000002",
+        "step-00000004",
+    ]
 
     status, said = torchrun(1, 1, "killed")
     assert status == [0], said
