@@ -173,8 +173,8 @@ def main() -> int:
     parser.add_argument("--batch-size", type=int, default=4)
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
     given = parser.parse_args()
-    if given.steps < 200:
-        parser.error("--steps: at least 200, so that a tenth of them is more than one row")
+    if given.steps < 10 * given.sample_every:
+        parser.error("--steps: at least ten times --sample-every, so that warm-up holds a picture")
     if given.device == "cuda" and not torch.cuda.is_available():
         parser.error("--device cuda: torch sees none here")
     if given.device == "cpu" and torch.cuda.is_available():
