@@ -23,7 +23,7 @@ from pyoco_pipeline.study.material import Material
 from pyoco_pipeline.study.run_cell import Outcome
 from pyoco_pipeline.study.settings import AblateAlphaSettings
 from pyoco_pipeline.study.work import CellFolder
-from pyoco_pipeline.study.workers import run_cells
+from pyoco_pipeline.study.workers import cell_runner
 
 METRIC = "fvd_digits3d"
 
@@ -296,7 +296,8 @@ def test_a_process_that_dies_costs_its_cell_alone(
         monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parent))  # where its workers find FakeTask
     tasks: Any = [FakeTask(str(i), i == 1, CellFolder(tmp_path, str(i))) for i in range(4)]
     of = settings(executor=executor, workers=2)
-    outcomes: dict[str, Outcome] = {task.name: o for task, o in run_cells(tasks, of)}  # type: ignore[attr-defined]
+    with cell_runner(of) as run:
+        outcomes: dict[str, Outcome] = {task.name: o for task, o in run(tasks)}  # type: ignore[attr-defined]
     assert outcomes == {"0": "done", "1": "failed", "2": "done", "3": "done"}
     assert tasks[1].folder.error()
     assert tasks[0].folder.error() is None

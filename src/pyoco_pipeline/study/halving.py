@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import math
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -14,7 +14,7 @@ from pyoco_pipeline.evaluation.results import flatten_metrics
 from pyoco_pipeline.study.cells import Cell, Configuration, cell_id, configurations, digest
 from pyoco_pipeline.study.run_cell import CellTask
 from pyoco_pipeline.study.settings import AblateAlphaSettings
-from pyoco_pipeline.study.workers import run_cells
+from pyoco_pipeline.study.workers import RunCells, cell_runner
 
 HIGHER_IS_BETTER = ("is_", "caption_accuracy", "clipsim")
 logger = logging.getLogger(__name__)
@@ -49,43 +49,78 @@ def run_study(material: Any, settings: AblateAlphaSettings, on_cell: OnCell | No
         not of those that time did not reach.
     Result: `study` (id), `rungs`, `finished`, and `cells`, a record of every cell that began or is to begin.
     """
-    from pyoco_pipeline.study.material import code_sha256
-    from pyoco_pipeline.study.measure import discard_leftovers
-
     lower_is_better(settings.metric)
-    shared, code = material.facts(settings), code_sha256()
-    study = f"{settings.study}-{digest(shared)[:8]}"
-    discard_leftovers(material.work)
-    deadline = time.time() + 60 * settings.max_minutes if settings.max_minutes else None
-    own = replace(material)  # without what was opened here: it is sent to other processes
-    tasks: dict[Cell, CellTask] = {}
-    left, rungs, finished = configurations(settings), [], True
-    for place, rung in enumerate(settings.rungs):
-        cells = [Cell(c, seed) for seed in settings.seeds[: rung.seeds] for c in left]
-        material.prepare(cells)
-        now = [CellTask(cell, rung.steps, settings, own, shared, code, deadline) for cell in cells]
-        tasks |= {task.cell: task for task in now}
-        for task, _ in run_cells(now, settings):
-            if on_cell and task.folder.has_begun:
-                on_cell(record(task, study))
-        trained = tuple(c.name for c in left)
-        if any(not task.is_done() and task.folder.error() is None for task in now):
-            logger.info("Stopped after %g minutes: the same command goes on.", settings.max_minutes or 0)
-            rungs.append(Rung(rung.steps, trained, trained))
-            finished = False
-            break
-        if place < len(settings.rungs) - 1:
-            left = survivors(left, {c: _mean(c, now, settings) for c in left}, settings)
-        rungs.append(Rung(rung.steps, trained, tuple(c.name for c in left)))
-    records = [record(task, study) for task in tasks.values()]
-    return {
-        "study": study,
-        "finished": finished,
-        "rungs": [vars(rung) for rung in rungs],
-        "shared": shared,
-        "code": code,
-        "cells": records,
-    }
+    with cell_runner(settings) as run:
+        return _Study(material, settings, run, on_cell).go_on()
+
+
+class _Study:
+    """The cells of a study, as far as they have been asked for."""
+
+    def __init__(
+        self, material: Any, settings: AblateAlphaSettings, run: RunCells, on_cell: OnCell | None
+    ) -> None:
+        from pyoco_pipeline.study.material import code_sha256
+        from pyoco_pipeline.study.measure import discard_leftovers
+
+        self.material, self.settings, self.run, self.on_cell = material, settings, run, on_cell
+        self.shared, self.code = material.facts(settings), code_sha256()
+        self.id = f"{settings.study}-{digest(self.shared)[:8]}"
+        self.deadline = time.time() + 60 * settings.max_minutes if settings.max_minutes else None
+        self.own = replace(material)  # without what was opened here: it is sent to other processes
+        self.tasks: dict[Cell, CellTask] = {}
+        discard_leftovers(material.work)
+
+    def go_on(self) -> dict[str, Any]:
+        """All rungs, as far as time allows; the result of `run_study`."""
+        settings = self.settings
+        left, rungs, finished = configurations(settings), [], True
+        for place, rung in enumerate(settings.rungs):
+            cells = [Cell(c, seed) for seed in settings.seeds[: rung.seeds] for c in left]
+            finished = self._train(cells, rung.steps)
+            trained = tuple(c.name for c in left)
+            if finished and place < len(settings.rungs) - 1:
+                left = survivors(left, {c: self._mean(c, rung.steps) for c in left}, settings)
+            rungs.append(Rung(rung.steps, trained, tuple(c.name for c in left)))
+            if not finished:
+                logger.info("Stopped after %g minutes: the same command goes on.", settings.max_minutes or 0)
+                break
+        return {
+            "study": self.id,
+            "finished": finished,
+            "rungs": [vars(rung) for rung in rungs],
+            "shared": self.shared,
+            "code": self.code,
+            "cells": [record(task, self.id) for task in self.tasks.values()],
+        }
+
+    def _train(self, cells: Sequence[Cell], until: int) -> bool:
+        """Whether all of them are there now, or have failed."""
+        self.material.prepare(cells)
+        own = self.own, self.shared, self.code, self.deadline
+        tasks = [CellTask(cell, until, self.settings, *own) for cell in cells]
+        self.tasks |= {task.cell: task for task in tasks}
+        left = []
+        for task in tasks:  # no process is started for what is done
+            if task.is_done():
+                self._say(task)
+            else:
+                left.append(task)
+        for task, _ in self.run(left):
+            self._say(task)
+        return all(task.is_done() or task.folder.error() is not None for task in left)
+
+    def _say(self, task: CellTask) -> None:
+        if self.on_cell and task.folder.has_begun:
+            self.on_cell(record(task, self.id))
+
+    def _mean(self, configuration: Configuration, step: int) -> float:
+        values = []
+        for cell, task in self.tasks.items():
+            evaluations = task.folder.evaluations
+            if cell.configuration == configuration and step in evaluations.steps():
+                values.append(evaluations.read(step)["metrics"][self.settings.metric]["value"])
+        return sum(values) / len(values) if values else math.nan
 
 
 def survivors(
@@ -104,15 +139,6 @@ def survivors(
     if "family_best" in settings.always_keep:
         kept |= {next(c for c in ranked if c.family == family) for family in {c.family for c in left}}
     return [c for c in left if c in kept]
-
-
-def _mean(configuration: Configuration, tasks: Iterable[CellTask], settings: AblateAlphaSettings) -> float:
-    values = []
-    for task in tasks:
-        evaluations = task.folder.evaluations
-        if task.cell.configuration == configuration and task.until in evaluations.steps():
-            values.append(evaluations.read(task.until)["metrics"][settings.metric]["value"])
-    return sum(values) / len(values) if values else math.nan
 
 
 def record(task: CellTask, study: str) -> dict[str, Any]:

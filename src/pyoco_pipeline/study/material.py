@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
@@ -76,7 +77,7 @@ class Material:
             aside.rename(folder)
         return folder
 
-    def prepare(self, cells: list[Cell]) -> None:
+    def prepare(self, cells: Sequence[Cell]) -> None:
         """Make what several cells read, before they do so at once."""
         (self.work / "scratch").mkdir(parents=True, exist_ok=True)
         for cell in cells:

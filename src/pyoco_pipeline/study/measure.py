@@ -21,12 +21,10 @@ from pyoco_pipeline.errors import UserError
 from pyoco_pipeline.evaluation.evaluate import evaluate_clips
 from pyoco_pipeline.models.autoencoder import Autoencoder
 from pyoco_pipeline.sampling import sample_batch
-from pyoco_pipeline.study.cells import Cell
+from pyoco_pipeline.study.cells import Cell, digest, shared_facts
 from pyoco_pipeline.study.material import Material
 from pyoco_pipeline.study.settings import AblateAlphaSettings
 from pyoco_pipeline.training.stages import stage_shape
-
-_reference_is_kept = False  # in this process: what was read in real clips is on disk
 
 
 @dataclass(frozen=True)
@@ -102,7 +100,6 @@ class Measure:
         return torch.autocast(device.type, torch.bfloat16, enabled=bf16)
 
     def _score(self, generated: ClipStore) -> dict[str, Any]:
-        global _reference_is_kept
         device = "cuda:0" if torch.cuda.is_available() else "cpu"
         cache = self.material.reference
         cache.mkdir(parents=True, exist_ok=True)
@@ -112,14 +109,16 @@ class Measure:
                 generated, self.material.store, self.settings.evaluate, (device,), cache_folder=cache
             )
 
-        if _reference_is_kept:
-            return evaluate()
-        with FileLock(
-            cache / ".study.lock"
-        ):  # else processes that begin at once would all read the real clips
-            scores = evaluate()
-        _reference_is_kept = True
-        return scores
+        # Else processes that begin at once would all read the real clips, and one lock for ever would hold up all.
+        facts = shared_facts(self.settings) | {"data": self.material.store.manifest.sha256, "device": device}
+        is_read = cache / f".study-{digest(facts)}"
+        if not is_read.exists():
+            with FileLock(cache / ".study.lock"):
+                if not is_read.exists():
+                    scores = evaluate()
+                    is_read.touch()
+                    return scores
+        return evaluate()
 
 
 def discard_leftovers(work: Path) -> None:

@@ -5,11 +5,13 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, Literal
+
+from filelock import FileLock, Timeout
 
 from pyoco_pipeline.errors import Stopped, UserError
 from pyoco_pipeline.study.cells import Cell, cell_id, stage_settings, untrained_id
@@ -97,11 +99,13 @@ class _Piece:
         begun, first = time.monotonic(), self.folder.checkpoint_step()
         try:
             if 0 in self.task.missing():
-                self._score_untrained()
+                self._score_untrained(wait=False)
             if first in self.task.missing():  # stopped between the checkpoint and its scores
                 self._score_checkpoint(first)
             if first < self.task.until and not _is_late(self.task):
                 self._train()
+            if 0 in self.task.missing() and not _is_late(self.task):
+                self._score_untrained(wait=True)
         finally:
             self.folder.keep_history()
             seconds = time.monotonic() - begun
@@ -116,16 +120,17 @@ class _Piece:
                 }
             )
 
-    def _score_untrained(self) -> None:
-        shared = EvaluationFolder(
-            self.task.material.work
-            / "untrained"
-            / untrained_id(self.task.cell, self.task.shared)
-            / "evaluations"
-        )
-        if not shared.steps():
-            self._keep(0, self._denoiser(None), shared)
-        self.folder.evaluations.write(0, shared.read(0), shared.clips(0))
+    def _score_untrained(self, wait: bool) -> None:
+        """Take or make what cells share; wait: for another process that makes it just now, else leave it for later."""
+        name = untrained_id(self.task.cell, self.task.shared)
+        folder = self.task.material.work / "untrained" / name
+        folder.mkdir(parents=True, exist_ok=True)
+        shared = EvaluationFolder(folder / "evaluations")
+        with suppress(Timeout), FileLock(folder / ".lock", blocking=wait):
+            if not shared.steps():
+                self._keep(0, self._denoiser(None), shared)
+        if shared.steps():
+            self.folder.evaluations.write(0, shared.read(0), shared.clips(0))
 
     def _score_checkpoint(self, step: int) -> None:
         from pyoco_pipeline.training.checkpoint import CheckpointFolder

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import queue
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 from pyoco_pipeline.data.executors import connected  # Ray, joined or started, and left again
@@ -13,60 +16,85 @@ from pyoco_pipeline.data.isolation import Died, Isolated
 from pyoco_pipeline.study.run_cell import CellTask, Outcome, run_cell
 from pyoco_pipeline.study.settings import AblateAlphaSettings
 
+Ended = Iterator[tuple[CellTask, Outcome]]
+RunCells = Callable[[Sequence[CellTask]], Ended]
 
-def run_cells(tasks: Sequence[CellTask], settings: AblateAlphaSettings) -> Iterator[tuple[CellTask, Outcome]]:
-    """Every task with its outcome, in the order in which they end. A process that dies costs its cell alone.
 
-    Raises UserError for Ray that is not installed or not reached.
+@contextmanager
+def cell_runner(settings: AblateAlphaSettings) -> Iterator[RunCells]:
+    """A function that gives every task with its outcome, in the order in which they end; it may be called repeatedly.
+
+    Workers live as long as the context, so that a process imports torch and starts CUDA once. One that dies costs its
+    cell alone, and another takes its place. Raises UserError for Ray that is not installed or not reached.
     """
     if settings.executor == "inline":
-        return ((task, run_cell(task)) for task in tasks)
-    if settings.executor == "ray":
-        return _on_ray(tasks, settings)
-    return _in_processes(tasks, settings.workers or max(1, len(_gpus())))
+        yield lambda tasks: ((task, run_cell(task)) for task in tasks)
+    elif settings.executor == "ray":
+        with connected(settings.ray_address, settings.workers) as ray:
+            yield partial(_on_ray, ray, settings)
+    else:
+        crew = _Crew(settings.workers or max(1, len(_gpus())))
+        try:
+            yield crew.run
+        finally:
+            crew.close()
 
 
-def _in_processes(tasks: Sequence[CellTask], workers: int) -> Iterator[tuple[CellTask, Outcome]]:
-    gpus, workers = _gpus(), max(1, min(workers, len(tasks)))
-    threads = max(1, _cores() // workers)
-    todo, lock = iter(tasks), threading.Lock()
-    ended: queue.SimpleQueue[tuple[CellTask | None, Any]] = queue.SimpleQueue()
+class _Crew:
+    """Processes of this machine, spread over its GPUs, that take cell after cell."""
 
-    def work(isolated: Isolated, gpu: str | None) -> None:
-        while True:
+    def __init__(self, workers: int) -> None:
+        self.gpus = _gpus()
+        self.threads = max(1, _cores() // workers)
+        self.workers = [Isolated(timeout_s=None, memory_mb=None) for _ in range(workers)]
+
+    def run(self, tasks: Sequence[CellTask]) -> Ended:
+        todo, lock = iter(tasks), threading.Lock()
+        ended: queue.SimpleQueue[tuple[CellTask | None, Any]] = queue.SimpleQueue()
+
+        def work(number: int, isolated: Isolated) -> None:
+            gpu = self.gpus[number % len(self.gpus)] if self.gpus else None
+            while True:
+                with lock:
+                    task = next(todo, None)
+                if task is None:
+                    return
+                try:
+                    ended.put((task, isolated.call(_run_on, task, gpu, self.threads)))
+                except Died as error:
+                    task.folder.set_error(
+                        f"its process {error.reason}; if memory ran out, take fewer workers"
+                    )
+                    ended.put((task, "failed"))
+                except BaseException as error:
+                    ended.put((None, error))
+                    return
+
+        running = [
+            threading.Thread(target=work, args=pair, daemon=True)
+            for pair in enumerate(self.workers[: len(tasks)])
+        ]
+        left = len(tasks)
+        try:
+            for thread in running:
+                thread.start()
+            while left:
+                task, outcome = ended.get()
+                if task is None:
+                    raise outcome
+                left -= 1
+                yield task, outcome
+        finally:
             with lock:
-                task = next(todo, None)
-            if task is None:
-                return
-            try:
-                ended.put((task, isolated.call(_run_on, task, gpu, threads)))
-            except Died as error:
-                task.folder.set_error(f"its process {error.reason}; if memory ran out, take fewer workers")
-                ended.put((task, "failed"))
-            except BaseException as error:
-                ended.put((None, error))
-                return
+                todo = iter(())
+            if left:
+                for isolated in self.workers:
+                    isolated.cancel()
+            for thread in running:
+                thread.join()
 
-    crew = [Isolated(timeout_s=None, memory_mb=None) for _ in range(workers)]
-    running = [
-        threading.Thread(target=work, args=(isolated, gpus[i % len(gpus)] if gpus else None), daemon=True)
-        for i, isolated in enumerate(crew)
-    ]
-    try:
-        for thread in running:
-            thread.start()
-        for _ in tasks:
-            task, outcome = ended.get()
-            if task is None:
-                raise outcome
-            yield task, outcome
-    finally:
-        with lock:
-            todo = iter(())
-        for isolated in crew:
-            isolated.cancel()
-        for thread, isolated in zip(running, crew, strict=True):
-            thread.join()
+    def close(self) -> None:
+        for isolated in self.workers:
             isolated.close()
 
 
@@ -77,30 +105,33 @@ def _run_on(task: CellTask, gpu: str | None, threads: int) -> Outcome:
     import torch
 
     torch.set_num_threads(threads)
-    return run_cell(task)
+    try:
+        return run_cell(task)
+    finally:
+        gc.collect()
+        torch.cuda.empty_cache()  # what this process does not need the others may
 
 
-def _on_ray(tasks: Sequence[CellTask], settings: AblateAlphaSettings) -> Iterator[tuple[CellTask, Outcome]]:
-    with connected(settings.ray_address, settings.workers) as ray:
-        remote = ray.remote(num_cpus=1, num_gpus=settings.gpus_per_cell, max_retries=1)(run_cell)
-        waiting = list(reversed(tasks))
-        pending: dict[Any, CellTask] = {}
-        try:
-            while waiting or pending:
-                while waiting and len(pending) < (settings.workers or len(tasks)):
-                    task = waiting.pop()
-                    pending[remote.remote(task)] = task
-                (ready,), _ = ray.wait(list(pending), num_returns=1)
-                task = pending.pop(ready)
-                try:
-                    outcome = ray.get(ready)
-                except ray.exceptions.RayError as error:
-                    task.folder.set_error(f"lost on Ray: {str(error).strip().splitlines()[0]}")
-                    outcome = "failed"
-                yield task, outcome
-        finally:
-            for reference in pending:
-                ray.cancel(reference, force=True)
+def _on_ray(ray: Any, settings: AblateAlphaSettings, tasks: Sequence[CellTask]) -> Ended:
+    remote = ray.remote(num_cpus=1, num_gpus=settings.gpus_per_cell, max_retries=1)(run_cell)
+    waiting = list(reversed(tasks))
+    pending: dict[Any, CellTask] = {}
+    try:
+        while waiting or pending:
+            while waiting and len(pending) < (settings.workers or len(tasks)):
+                task = waiting.pop()
+                pending[remote.remote(task)] = task
+            (ready,), _ = ray.wait(list(pending), num_returns=1)
+            task = pending.pop(ready)
+            try:
+                outcome = ray.get(ready)
+            except ray.exceptions.RayError as error:
+                task.folder.set_error(f"lost on Ray: {str(error).strip().splitlines()[0]}")
+                outcome = "failed"
+            yield task, outcome
+    finally:
+        for reference in pending:
+            ray.cancel(reference, force=True)
 
 
 def _gpus() -> list[str]:
