@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import shutil
 import signal
@@ -12,6 +13,9 @@ from typing import Any
 import pytest
 import tiny
 import torch
+from torch import distributed
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.tensor import Shard, zeros
 
 from pyoco_pipeline.config import StageSettings
 from pyoco_pipeline.data.clips import ClipStore
@@ -19,6 +23,8 @@ from pyoco_pipeline.data.embeddings import TextEmbeddings
 from pyoco_pipeline.errors import Stopped, UserError
 from pyoco_pipeline.models import save_video_model
 from pyoco_pipeline.training import stages
+from pyoco_pipeline.training.checkpoint import Stored
+from pyoco_pipeline.training.pieces import Pieces, write
 from pyoco_pipeline.training.processes import on_every_device
 from pyoco_pipeline.training.settings import NoiseSettings
 
@@ -40,7 +46,11 @@ def train(
     """Train a stage, images beside clips, and give its weights and logged losses."""
 
     def run(
-        processes: int, folder: str, work: Callable[..., Any] = stages.train_video_model, **changes: Any
+        processes: int,
+        folder: str,
+        work: Callable[..., Any] = stages.train_video_model,
+        validate: Callable[..., Any] | None = None,
+        **changes: Any,
     ) -> Any:
         options = {
             "steps": STEPS,
@@ -54,7 +64,9 @@ def train(
             train=tiny.train_settings(**(options | {"num_processes": processes} | changes)),
         )
         arguments = ("base", settings, inflated, digits_store, digits_embeddings, tmp_path / folder)
-        model, _, history = on_every_device(processes, work, *arguments)
+        model, _, history = on_every_device(
+            processes, work, *arguments, only_here={"validate": validate} if validate else None
+        )
         return model.state_dict(), [row["loss"] for row in history]
 
     return run
@@ -104,6 +116,69 @@ def test_what_so_many_processes_left_goes_on_in_any_number_of_them(
         folder = f"{parallel}-{processes}"
         shutil.copytree(tmp_path / "left", tmp_path / folder)
         assert_same(train(processes, folder, parallel=parallel), whole)
+
+
+def written_again(source: Path, out: Path) -> None:
+    """Read a checkpoint in as many pieces as there are processes, and write them."""
+    rank, count = distributed.get_rank(), distributed.get_world_size()
+    mesh, stored = init_device_mesh("cpu", (count,)), Stored(source)
+    parts = {
+        part: {
+            name: pieces.read(name, zeros(shape, device_mesh=mesh, placements=[Shard(0)]) if shape else None)
+            for name, shape in pieces.shapes.items()
+        }
+        for part, pieces in (
+            ("network", stored.network),
+            ("ema", stored.ema),
+            ("optimizer", stored.optimizer),
+        )
+    }
+    write(out, parts, rank, count)
+
+
+def test_pieces_of_two_processes_are_bit_for_bit_those_of_three(
+    train: Callable[..., Any], tmp_path: Path
+) -> None:
+    train(2, "two", stop_after_three_steps, parallel="fsdp")
+    two, three = tmp_path / "two" / "step-00000004", tmp_path / "three"
+    three.mkdir()
+    on_every_device(3, written_again, two, three)
+
+    assert len(list(three.glob("*.safetensors"))) == 9
+    for part in ("network", "ema", "optimizer"):
+        written, again = Pieces(two, part, 2), Pieces(three, part, 3)
+        assert written.shapes == again.shapes
+        assert written.shapes
+        assert all(torch.equal(written.read(name), again.read(name)) for name in written.shapes)
+
+
+@pytest.mark.parametrize("damaged", ["network-00002-of-00002.safetensors", "index-00001-of-00002.json"])
+def test_a_piece_cut_short_makes_all_processes_go_on_from_the_checkpoint_before(
+    train: Callable[..., Any], tmp_path: Path, caplog: pytest.LogCaptureFixture, damaged: str
+) -> None:
+    train(2, "cut", stop_after_three_steps, parallel="fsdp")
+    path = tmp_path / "cut" / "step-00000004" / damaged
+    path.write_bytes(path.read_bytes()[:-100])
+
+    with caplog.at_level(logging.INFO):
+        resumed = train(2, "cut", parallel="fsdp")
+    assert "step-00000004 can't be read" in caplog.text
+    assert "going on from step 2 of 6" in caplog.text
+    assert_same(resumed, train(1, "whole"))
+
+
+def test_validation_sees_the_averaged_weights_whole(train: Callable[..., Any]) -> None:
+    shown: dict[str, list[torch.Tensor]] = {"alone": [], "shared": []}
+    x, sigma = torch.randn(1, 3, 4, 8, 8), torch.ones(1)
+    for name, processes in (("alone", 1), ("shared", 2)):
+
+        def validate(step: int, denoise: Any, name: str = name) -> None:
+            shown[name].append(denoise(x, sigma, **tiny.text_condition(1)))
+
+        train(processes, name, validate=validate, parallel="fsdp", sample_every=2)
+    assert len(shown["alone"]) == 3
+    for alone, shared in zip(*shown.values(), strict=True):
+        torch.testing.assert_close(shared, alone, rtol=1e-4, atol=1e-5)
 
 
 def stop_after_three_steps(*arguments: Any) -> Any:
