@@ -138,6 +138,10 @@ def test_the_memory_of_a_step_grows_with_weights_and_clips() -> None:
     train = TrainSettings(steps=1, batch_size=6, learning_rate=1e-3, ema_half_life=1, accumulation=2)
     assert step_bytes(network, 3, (4, 8, 8), train) == 4 * (COPIES * weights + 3 * one)
     assert step_bytes(network, 3, (4, 8, 8), train, processes=3) == 4 * (COPIES * weights + one)
+    sharded = train.model_copy(update={"parallel": "fsdp"})
+    assert step_bytes(network, 3, (4, 8, 8), sharded) == step_bytes(network, 3, (4, 8, 8), train)
+    parts = step_bytes(network, 3, (4, 8, 8), sharded, processes=3) - 4 * one
+    assert 4 * COPIES * weights / 3 < parts < 4 * COPIES * weights
     assert activation_numbers(network, 3, (8, 8, 8)) > 1.9 * one
     assert activation_numbers(network, 3, (4, 8, 8), recomputed=True) < one
 

@@ -29,6 +29,7 @@ from pyoco_pipeline.models.shipped import FOLDER as SHIPPED
 from pyoco_pipeline.preflight.findings import Finding
 from pyoco_pipeline.preflight.plan import Plan
 from pyoco_pipeline.training.settings import TrainSettings
+from pyoco_pipeline.training.sharding import blocks
 from pyoco_pipeline.training.stages import stage_condition, stage_shape, stage_view
 
 COPIES = 5  # of the weights, in float32
@@ -52,6 +53,8 @@ def check_memory(plan: Plan) -> Iterator[Finding]:
         )
         if needed > available:
             fix = "lower train.batch_size, raise train.accumulation, or set train.gradient_checkpointing"
+            if len(on) > 1 and stage.train.parallel == "ddp":
+                fix += " or train.parallel=fsdp"
             yield Finding("problem", f"{words}: {fix}.")
         else:
             yield Finding("warning" if needed > 0.8 * available else "ok", f"{words}.")
@@ -81,7 +84,12 @@ def step_bytes(
     bf16 = train.precision == "bf16" or (train.precision == "auto" and on_gpu)
     one = activation_numbers(network, channels, shape, recomputed=train.gradient_checkpointing)
     at_once = -(-train.batch_size // (train.accumulation * processes))
-    return COPIES * 4 * weights + at_once * one * (2 if bf16 else 4)
+    held = COPIES * 4 * weights
+    if train.parallel == "fsdp" and processes > 1:
+        # A part of each, and of the blocks two weights and one gradient whole at a time.
+        sizes = [sum(p.numel() for p in block.parameters()) for block in blocks(network)]
+        held = held // processes + 3 * 4 * max(sizes, default=0)
+    return held + at_once * one * (2 if bf16 else 4)
 
 
 def activation_numbers(

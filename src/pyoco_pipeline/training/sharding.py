@@ -36,12 +36,13 @@ def shard(network: nn.Module, mesh: DeviceMesh, *, bf16: bool, channels_last: bo
     )
     # Clips are a view of the frames on the batch axis; nothing here changes a network's output in place.
     warnings.filterwarnings("ignore", message="FSDP2-wrapped module .* returned a view tensor")
-    for block in _blocks(network):
+    for block in blocks(network):
         fully_shard(block, mesh=mesh, mp_policy=policy, reshard_after_forward=True)
     return fully_shard(network, mesh=mesh, mp_policy=policy)
 
 
-def _blocks(network: nn.Module) -> Iterator[nn.Module]:
+def blocks(network: nn.Module) -> Iterator[nn.Module]:
+    """What is put together and taken apart by itself, one after the other."""
     if isinstance(network, FrameByFrame):
         model = network.image_model
         yield from getattr(network, "temporal", nn.ModuleDict()).values()
