@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import json
+import os
 import socket
+import sqlite3
 import subprocess
 import sys
 from collections.abc import Callable
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +17,7 @@ import pytest
 import tiny
 import torch
 from launched_training import settings_of
+from projects import make_project
 from safetensors.torch import load_file
 
 from pyoco_pipeline.config import InflateSettings, StageSettings
@@ -35,29 +39,40 @@ def folder(tmp_path: Path) -> Path:
     return tmp_path
 
 
+def launch(nodes: int, each: int, *what: str, cwd: Path | None = None) -> tuple[list[int], str]:
+    """Run something on so many machines, each a torchrun of its own, with so many processes each."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    command = [
+        sys.executable, "-m", "torch.distributed.run", f"--nnodes={nodes}", f"--nproc-per-node={each}",
+        "--rdzv-backend=c10d", f"--rdzv-endpoint=127.0.0.1:{port}", "--rdzv-id=test", "--local-addr=127.0.0.1", *what,
+    ]  # fmt: skip
+    launchers = [
+        subprocess.Popen(
+            command,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            cwd=cwd,
+            env=os.environ | {"OMP_NUM_THREADS": "1"},
+        )
+        for _ in range(nodes)
+    ]
+    try:
+        said = [launcher.communicate(timeout=100)[0] for launcher in launchers]
+    finally:
+        for launcher in launchers:
+            launcher.kill()
+    return [launcher.returncode for launcher in launchers], "\n".join(said)
+
+
 @pytest.fixture
 def torchrun(folder: Path) -> Callable[..., Any]:
-    """Run the script on so many machines, each a torchrun of its own, with so many processes each."""
+    """Run the script beside this file, which trains."""
 
     def run(nodes: int, each: int, name: str, **changes: Any) -> tuple[list[int], str]:
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            port = free.getsockname()[1]
-        command = [
-            sys.executable, "-m", "torch.distributed.run", f"--nnodes={nodes}", f"--nproc-per-node={each}",
-            "--rdzv-backend=c10d", f"--rdzv-endpoint=127.0.0.1:{port}", f"--rdzv-id={name}", "--local-addr=127.0.0.1",
-            str(SCRIPT), str(folder), name, json.dumps(changes),
-        ]  # fmt: skip
-        launchers = [
-            subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
-            for _ in range(nodes)
-        ]
-        try:
-            said = [launcher.communicate(timeout=100)[0] for launcher in launchers]
-        finally:
-            for launcher in launchers:
-                launcher.kill()
-        return [launcher.returncode for launcher in launchers], "\n".join(said)
+        return launch(nodes, each, str(SCRIPT), str(folder), name, json.dumps(changes))
 
     return run
 
@@ -86,6 +101,22 @@ def test_a_launchers_processes_train_as_one_does(
     torch.testing.assert_close(torch.tensor(found), torch.tensor(losses), rtol=1e-5, atol=1e-6)
     for name, weight in load_file(folder / "shared.safetensors").items():
         torch.testing.assert_close(weight, weights[name], rtol=1e-4, atol=1e-5, msg=name)
+
+
+@pytest.mark.slow
+def test_kedro_and_mlflow_run_once_whatever_the_launcher_starts(tmp_path: Path) -> None:
+    project = make_project(tmp_path)
+    asked = ["--pipelines", "ingest,pretrain_image,inflate,finetune_video", "--env", "ci"]
+    asked += ["--params", "finetune_video.base.train.parallel=fsdp"]
+    status, said = launch(2, 1, "-m", "pyoco_pipeline.distributed", "run", *asked, cwd=project)
+
+    assert status == [0, 0], said
+    assert said.count("Running node: fine_tune: fine_tune([params:finetune_video.base") == 1
+    with closing(sqlite3.connect(project / "mlflow.db")) as runs:
+        assert runs.execute("SELECT COUNT(*) FROM runs").fetchone() == (1,)
+    checkpoints = project / "data/ci/06_models/base_checkpoints"
+    assert len(list((checkpoints / "step-00000004").glob("network-*-of-00002.safetensors"))) == 2
+    assert (project / "data/ci/06_models/base/temporal.safetensors").is_file()
 
 
 @pytest.mark.slow

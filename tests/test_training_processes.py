@@ -50,6 +50,7 @@ def train(
         folder: str,
         work: Callable[..., Any] = stages.train_video_model,
         validate: Callable[..., Any] | None = None,
+        trainable: Any = "all",
         **changes: Any,
     ) -> Any:
         options = {
@@ -61,6 +62,7 @@ def train(
         }
         settings = StageSettings(
             noise=NoiseSettings(kind="progressive", alpha=2.0),
+            trainable=trainable,
             train=tiny.train_settings(**(options | {"num_processes": processes} | changes)),
         )
         arguments = ("base", settings, inflated, digits_store, digits_embeddings, tmp_path / folder)
@@ -88,6 +90,7 @@ def assert_same(found: Any, expected: Any) -> None:
         ("fsdp", 1, {}),
         ("fsdp", 2, {"accumulation": 2}),
         ("fsdp", 2, {"gradient_checkpointing": True, "channels_last": False}),
+        ("fsdp", 2, {"trainable": "lora"}),
         ("fsdp", 4, {}),
     ],
 )
@@ -96,6 +99,12 @@ def test_processes_that_share_a_batch_train_as_one_does(
 ) -> None:
     alone = train(1, "alone", **changes)
     assert_same(train(processes, "shared", parallel=parallel, **changes), alone)
+
+
+def test_parts_in_bfloat16_train_as_the_whole_does_to_its_rounding(train: Callable[..., Any]) -> None:
+    alone, shared = (train(k, f"{k}", parallel="fsdp", precision="bf16") for k in (1, 2))
+    torch.testing.assert_close(torch.tensor(shared[1]), torch.tensor(alone[1]), rtol=2**-7, atol=0.0)
+    assert all(value.dtype == torch.float32 for value in shared[0].values())
 
 
 @pytest.mark.parametrize(
