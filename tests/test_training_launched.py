@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import socket
 import sqlite3
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -39,26 +41,38 @@ def folder(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def launch(nodes: int, each: int, *what: str, cwd: Path | None = None) -> tuple[list[int], str]:
-    """Run something on so many machines, each a torchrun of its own, with so many processes each."""
+@dataclass(frozen=True)
+class Machine:
+    """A name that its commands begin with, its address, and its network card."""
+
+    address: str = "127.0.0.1"
+    within: tuple[str, ...] = ()
+    card: str = "lo"
+
+
+def launch(
+    machines: Sequence[Machine], each: int, *what: str, cwd: Path | None = None
+) -> tuple[list[int], str]:
+    """Run something on machines, each a torchrun of its own, with so many processes each."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    command = [
-        sys.executable, "-m", "torch.distributed.run", f"--nnodes={nodes}", f"--nproc-per-node={each}",
-        "--rdzv-backend=c10d", f"--rdzv-endpoint=127.0.0.1:{port}", "--rdzv-id=test", "--local-addr=127.0.0.1", *what,
-    ]  # fmt: skip
     launchers = [
         subprocess.Popen(
-            command,
+            [
+                *machine.within, sys.executable, "-m", "torch.distributed.run", f"--nnodes={len(machines)}",
+                f"--nproc-per-node={each}", "--rdzv-backend=c10d", "--rdzv-id=test",
+                f"--rdzv-endpoint={machines[0].address}:{port}", f"--rdzv-conf=is_host={machine is machines[0]}",
+                f"--local-addr={machine.address}", *what,
+            ],
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
             cwd=cwd,
-            env=os.environ | {"OMP_NUM_THREADS": "1"},
+            env=os.environ | {"OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": machine.card},
         )
-        for _ in range(nodes)
-    ]
+        for machine in machines
+    ]  # fmt: skip
     try:
         said = [launcher.communicate(timeout=100)[0] for launcher in launchers]
     finally:
@@ -69,12 +83,41 @@ def launch(nodes: int, each: int, *what: str, cwd: Path | None = None) -> tuple[
 
 @pytest.fixture
 def torchrun(folder: Path) -> Callable[..., Any]:
-    """Run the script beside this file, which trains."""
+    """Run the script beside this file, which trains, on machines that are given or on so many torchruns of this one."""
 
-    def run(nodes: int, each: int, name: str, **changes: Any) -> tuple[list[int], str]:
-        return launch(nodes, each, str(SCRIPT), str(folder), name, json.dumps(changes))
+    def run(machines: int | list[Machine], each: int, name: str, **changes: Any) -> tuple[list[int], str]:
+        if isinstance(machines, int):
+            machines = [Machine() for _ in range(machines)]
+        return launch(machines, each, str(SCRIPT), str(folder), name, json.dumps(changes))
 
     return run
+
+
+@pytest.fixture
+def machines() -> Iterator[list[Machine]]:
+    """Two with network stacks of their own, joined by a cable: namespaces of Linux, which only root can make."""
+    names = [f"pyoco{os.getpid()}{letter}" for letter in "ab"]
+    cards = [f"v{os.getpid()}{letter}" for letter in "ab"]
+
+    def ip(*words: str) -> bool:
+        return subprocess.run(["ip", *words], check=False, capture_output=True).returncode == 0
+
+    try:
+        if shutil.which("ip") is None or not all(ip("netns", "add", name) for name in names):
+            pytest.skip("no right to make network namespaces")
+        assert ip("link", "add", cards[0], "type", "veth", "peer", "name", cards[1])
+        for number, (name, card) in enumerate(zip(names, cards, strict=True), start=1):
+            assert ip("link", "set", card, "netns", name)
+            assert ip("-n", name, "addr", "add", f"10.77.0.{number}/24", "dev", card)
+            assert ip("-n", name, "link", "set", card, "up")
+            assert ip("-n", name, "link", "set", "lo", "up")
+        yield [
+            Machine(f"10.77.0.{number}", ("ip", "netns", "exec", name), card)
+            for number, (name, card) in enumerate(zip(names, cards, strict=True), start=1)
+        ]
+    finally:
+        for name in names:
+            ip("netns", "del", name)
 
 
 def alone(folder: Path) -> tuple[dict[str, torch.Tensor], list[float]]:
@@ -86,21 +129,31 @@ def alone(folder: Path) -> tuple[dict[str, torch.Tensor], list[float]]:
     return model.state_dict(), [row["loss"] for row in history]
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize(
-    ("nodes", "each", "changes"), [(1, 2, {"parallel": "fsdp"}), (2, 1, {}), (2, 1, {"parallel": "fsdp"})]
-)
-def test_a_launchers_processes_train_as_one_does(
-    torchrun: Callable[..., Any], folder: Path, nodes: int, each: int, changes: dict[str, Any]
-) -> None:
-    status, said = torchrun(nodes, each, "shared", **changes)
-    assert status == [0] * nodes, said
+def assert_trained_as_alone(folder: Path, name: str) -> None:
     weights, losses = alone(folder)
-
-    found = json.loads((folder / "shared.json").read_text())
+    found = json.loads((folder / f"{name}.json").read_text())
     torch.testing.assert_close(torch.tensor(found), torch.tensor(losses), rtol=1e-5, atol=1e-6)
-    for name, weight in load_file(folder / "shared.safetensors").items():
-        torch.testing.assert_close(weight, weights[name], rtol=1e-4, atol=1e-5, msg=name)
+    for key, weight in load_file(folder / f"{name}.safetensors").items():
+        torch.testing.assert_close(weight, weights[key], rtol=1e-4, atol=1e-5, msg=key)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("nodes", "each", "parallel"), [(1, 2, "fsdp"), (2, 1, "ddp"), (2, 1, "fsdp")])
+def test_a_launchers_processes_train_as_one_does(
+    torchrun: Callable[..., Any], folder: Path, nodes: int, each: int, parallel: str
+) -> None:
+    status, said = torchrun(nodes, each, "shared", parallel=parallel)
+    assert status == [0] * nodes, said
+    assert_trained_as_alone(folder, "shared")
+
+
+@pytest.mark.slow
+def test_machines_with_networks_of_their_own_train_as_one_process_does(
+    torchrun: Callable[..., Any], folder: Path, machines: list[Machine]
+) -> None:
+    status, said = torchrun(machines, 1, "far", parallel="fsdp")
+    assert status == [0, 0], said
+    assert_trained_as_alone(folder, "far")
 
 
 @pytest.mark.slow
@@ -108,7 +161,9 @@ def test_kedro_and_mlflow_run_once_whatever_the_launcher_starts(tmp_path: Path) 
     project = make_project(tmp_path)
     asked = ["--pipelines", "ingest,pretrain_image,inflate,finetune_video", "--env", "ci"]
     asked += ["--params", "finetune_video.base.train.parallel=fsdp"]
-    status, said = launch(2, 1, "-m", "pyoco_pipeline.distributed", "run", *asked, cwd=project)
+    status, said = launch(
+        [Machine(), Machine()], 1, "-m", "pyoco_pipeline.distributed", "run", *asked, cwd=project
+    )
 
     assert status == [0, 0], said
     assert said.count("Running node: fine_tune: fine_tune([params:finetune_video.base") == 1
