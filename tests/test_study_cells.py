@@ -8,7 +8,14 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
-from pyoco_pipeline.study.cells import Cell, cell_id, configurations, stage_settings, untrained_id
+from pyoco_pipeline.study.cells import (
+    Cell,
+    cell_id,
+    configurations,
+    fewer_clips,
+    stage_settings,
+    untrained_id,
+)
 from pyoco_pipeline.study.halving import survivors
 from pyoco_pipeline.study.settings import AblateAlphaSettings
 
@@ -35,6 +42,11 @@ VALUES: dict[str, Any] = {
     "num_clips": 8,
 }
 SHARED = {"data_sha256": "d" * 64}
+FEWER: dict[str, Any] = {
+    "num_clips": [10, 5],
+    "priors": [{"kind": "iid"}, {"kind": "progressive", "alphas": [2]}],
+    "sigma_means": [0.4],
+}
 
 
 def settings(**changes: Any) -> AblateAlphaSettings:
@@ -182,10 +194,60 @@ def test_a_configuration_without_a_score_goes_no_further() -> None:
         ({"evaluate": {"metrics": ["fid_lite0"]}}, "metric=fvd_digits3d is none that evaluate computes"),
         ({"priors": [{"kind": "mixed"}]}, "mixed and progressive have some"),
         ({"priors": [{"kind": "iid", "alphas": [1]}]}, "mixed and progressive have some"),
-        ({"priors": [{"kind": "empirical"}]}, "needs correlation"),
+        ({"fewer_clips": FEWER | {"priors": [{"kind": "empirical"}]}}, "has empirical, which priors has not"),
+        ({"fewer_clips": FEWER | {"sigma_means": [2.0]}}, "has 2.0, which sigma_means has not"),
+        ({"fewer_clips": FEWER | {"num_clips": [5, 5]}}, "has one twice"),
+        ({"solver_steps": [0]}, "greater than 0"),
         ({"sigma_means": [math.nan]}, "finite number"),
     ],
 )
 def test_a_study_that_can_not_be_run_is_refused_in_words(change: dict[str, Any], says: str) -> None:
     with pytest.raises(ValidationError, match=says):
         settings(**change)
+
+
+MEASURED = (1.0, 0.8, 0.6, 0.5)
+
+
+def test_an_empirical_prior_takes_the_measured_correlation_and_is_a_family_of_its_own() -> None:
+    priors = [*VALUES["priors"], {"kind": "empirical"}]
+    open_ = settings(priors=priors, fewer_clips=FEWER | {"priors": [{"kind": "empirical"}]})
+    assert open_.is_to_be_measured
+    with pytest.raises(ValidationError, match="needs correlation"):
+        configurations(open_)
+    measured = open_.measured(MEASURED)
+    assert not measured.is_to_be_measured
+    (at_papers, _) = (c for c in configurations(measured) if c.family == "empirical")
+    assert (at_papers.noise.correlation, at_papers.name) == (MEASURED, "empirical P_mean=-1.2")
+    assert fewer_clips(measured)[0].noise.correlation == MEASURED
+    given = settings(priors=[{"kind": "empirical", "correlation": [1.0, 0.5]}])
+    assert given.measured(MEASURED) == given  # what was given stays
+
+
+def test_what_a_measured_prior_is_compared_with_goes_on() -> None:
+    priors = [{"kind": "progressive", "alphas": [2, 5]}, {"kind": "empirical", "correlation": MEASURED}]
+    scores = [30.0, 29, 10, 11, 40, 41]
+    left = kept(scores, priors=priors, scratch=None, keep=0.1, always_keep=["measured"])
+    assert left == [
+        "progressive α=2 P_mean=0.4",  # the better of that α
+        "progressive α=5 P_mean=-1.2",  # the best
+        "empirical P_mean=-1.2",  # at the paper's law
+    ]
+
+
+def test_cells_of_fewer_clips_have_ids_of_their_own_and_leave_those_of_all_clips() -> None:
+    of = settings(fewer_clips=FEWER)
+    few = fewer_clips(of)
+    assert [c.name for c in few] == [
+        f"{prior} P_mean=0.4 clips={count}" for count in (5, 10) for prior in ("iid", "progressive α=2")
+    ]
+    assert ids(of) == ids(settings())
+    assert not ids(of) & {cell_id(Cell(c, 0), of, SHARED) for c in few}
+    assert len({cell_id(Cell(c, 0), of, SHARED) for c in few}) == 4
+    assert untrained_id(Cell(few[0], 0), SHARED) == untrained_id(Cell(few[0].with_clips(None), 0), SHARED)
+
+
+def test_what_fewer_clips_are_compared_with_goes_on() -> None:
+    worst = [1000.0 if place in (1, 9) else 1.0 for place in range(len(SCORES))]
+    left = kept(worst, keep=0.0, always_keep=[], fewer_clips=FEWER)
+    assert left == ["iid P_mean=0.4", "progressive α=2 P_mean=0.4"]

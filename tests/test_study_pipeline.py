@@ -29,6 +29,7 @@ PARAMS: dict[str, object] = {
     "ablate_alpha.num_clips": 4,
     "ablate_alpha.num_shown": 2,
     "ablate_alpha.sampler.steps": 2,
+    "ablate_alpha.solver_steps": "[1,2]",
     "ablate_alpha.evaluate.metrics": "[fvd_digits3d,is_digits3d]",
 }
 
@@ -76,7 +77,12 @@ def test_a_study_from_parameters_to_flat_runs_numbers_and_page(
     assert json.loads((reporting / "alpha_study_metrics.json").read_text())["best/iid"] > 0
     (row,) = json.loads((reporting / "alpha_study_curve.json").read_text())
     assert (row["family"], row["alpha"], row["step"]) == ("progressive", 2.0, 2)
-    assert {p.stem for p in (reporting / "alpha_study_figures").iterdir()} == {"alpha", "steps", "spectrum"}
+    assert {p.stem for p in (reporting / "alpha_study_figures").iterdir()} == {
+        "alpha",
+        "solver",
+        "steps",
+        "spectrum",
+    }
     page = (reporting / "alpha_study.html").read_text()
     link = re.search(r'href="(http://127.0.0.1:5000/#/experiments/\d+/runs\?searchFilter=[^"]+)"', page)
     assert link is not None
@@ -97,6 +103,9 @@ def test_a_study_from_parameters_to_flat_runs_numbers_and_page(
         history = client.get_metric_history(run.info.run_id, "fvd_digits3d")
         assert [metric.step for metric in history] == [0, 2]
         assert [m.step for m in client.get_metric_history(run.info.run_id, "train/loss")] == [1, 2]
+        solved = client.get_metric_history(run.info.run_id, "by_solver_steps/fvd_digits3d")
+        assert [metric.step for metric in solved] == [1, 2]
+        assert solved[1].value == history[1].value
         videos = [item.path for item in client.list_artifacts(run.info.run_id, "videos")]
         assert videos == [f"videos/step-00000002-{i:02d}.mp4" for i in range(2)]
     whole = client.search_runs([experiment.experiment_id], 'tags.pipelines = "ablate_alpha"')
@@ -118,6 +127,23 @@ def test_a_study_that_can_not_be_run_ends_before_it_begins_in_one_sentence(proje
     wrong = kedro_run(project, "--pipelines", "ablate_alpha", params={"ablate_alpha.seeds": "[0,0]"})
     assert wrong.exit_code == 1
     assert "seeds=(0, 0) has one twice" in wrong.output
+
+
+@pytest.mark.slow
+def test_an_empirical_prior_without_its_measurement_ends_in_one_sentence_and_with_it_is_trained(
+    project: Path,
+) -> None:
+    asked = PARAMS | {"ablate_alpha.priors": "[{kind: iid},{kind: empirical}]"}
+    wrong = kedro_run(project, "--pipelines", "ablate_alpha", params=asked)
+    assert wrong.exit_code == 1
+    assert "noise_analysis.json is missing" in wrong.output
+    measured = {"noise": {"empirical": {"correlation": [1.0, 0.7, 0.5, 0.4]}}}
+    (project / "data/08_reporting/noise_analysis.json").write_text(json.dumps(measured))
+    done = kedro_run(project, "--pipelines", "ablate_alpha", params=asked)
+    assert done.exit_code == 0, done.output
+    found = json.loads((project / "data/08_reporting/alpha_study.json").read_text())
+    assert {row["family"] for row in found["best"]} == {"iid", "empirical"}
+    assert any(h["claim"].startswith("a prior matched to the data") for h in found["hypotheses"])
 
 
 def study(seeds: int = 3, **changes: Any) -> dict[str, Any]:

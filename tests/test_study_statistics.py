@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from pyoco_pipeline.errors import UserError
+from pyoco_pipeline.study.cells import PAPER_ALPHA
 from pyoco_pipeline.study.halving import lower_is_better
 from pyoco_pipeline.study.hypotheses import conclusion, judge
 from pyoco_pipeline.study.statistics import holm, interval, paired, sign_flips
@@ -44,7 +45,10 @@ def cells(
                     "sigma_mean": mean,
                     "sigma_std": 1.2,
                     "is_papers_law": mean == -1.2,
-                    "is_papers": mean == -1.2 and alpha == {"iid": None, "mixed": 1, "progressive": 2}[kind],
+                    "is_papers": mean == -1.2 and alpha == PAPER_ALPHA.get(kind, "none"),
+                    "num_clips": None,
+                    "neighbour_correlation": 0.5,
+                    "solver": [],
                     "seed": seed,
                     "evaluations": [
                         {"step": step, "clips_seen": step, "values": v}
@@ -217,3 +221,16 @@ def test_an_interval_holds_the_mean_of_the_law_in_its_share_of_cases() -> None:
 def test_holms_p_values_are_those_of_his_example() -> None:
     assert holm([0.01, 0.04, 0.03, math.nan, 0.005])[:3] == pytest.approx([0.03, 0.06, 0.06])
     assert holm([0.9, 0.9]) == [1.0, 1.0]
+
+
+@pytest.mark.parametrize(
+    ("score", "verdict"), [(40, "confirmed"), (60, "not confirmed"), (90, "not confirmed")]
+)
+@pytest.mark.parametrize("law", ["paper", "best"])
+def test_a_measured_prior_is_compared_with_progressive_noise_at_the_papers_alpha(
+    law: str, score: float, verdict: str
+) -> None:
+    scores = AS_THE_PAPER | {("progressive", 5, -1.2): 10, ("empirical", None, -1.2): score}
+    found = verdicts(study(seeds=5, noise=1e-9 if score == 60 else 1.0, scores=scores), law)
+    assert found["a prior matched to the data beats progressive noise at α=2"] == verdict
+    assert "a prior matched to the data beats progressive noise at α=2" not in verdicts(study(5, 1.0), law)

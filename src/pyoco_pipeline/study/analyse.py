@@ -4,31 +4,43 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict
 from typing import Any
 
 import numpy as np
 
 from pyoco_pipeline.noise import prior_from_config
+from pyoco_pipeline.study.finalists import judge_head_start, plain, portion_rows, portions, solver_rows
 from pyoco_pipeline.study.hypotheses import LAWS, Hypothesis, conclusion, judge
 from pyoco_pipeline.study.settings import AblateAlphaSettings
 from pyoco_pipeline.study.spectrum import DataSpectrum, match_to_iid, noise_levels
-from pyoco_pipeline.study.statistics import Interval, holm
+from pyoco_pipeline.study.statistics import holm
 from pyoco_pipeline.study.table import Row, StudyTable
 
 SPECTRUM_CLIPS = 256
+GOOD_FRAMES = 0.95  # of the image model's frames, that the right digit is read in
+_FRAMES_METRIC = "caption_accuracy_digit"
 _FEWEST_PRIORS = 3  # that a correlation of predicted and found P_mean is computed from
 
 
 def study_table(cells: Sequence[Mapping[str, Any]], settings: AblateAlphaSettings) -> StudyTable:
-    """The scores of the cells, compared as the settings say."""
-    return StudyTable(cells, settings.metric, settings.level, settings.min_seeds)
+    """The scores of the cells that train on all clips, compared as the settings say."""
+    whole = [cell for cell in cells if cell["num_clips"] is None]
+    return StudyTable(whole, settings.metric, settings.level, settings.min_seeds)
 
 
-def analyse(study: Mapping[str, Any], settings: AblateAlphaSettings, clips: np.ndarray) -> dict[str, Any]:
-    """What the study found. study: the result of `run_study`; clips: (N, T, H, W, C) in [-1, 1], of training."""
+def analyse(
+    study: Mapping[str, Any],
+    settings: AblateAlphaSettings,
+    clips: np.ndarray,
+    num_clips: int | None = None,
+) -> dict[str, Any]:
+    """What the study found.
+
+    study: the result of `run_study`; clips: (N, T, H, W, C) in [-1, 1], of training; num_clips: how many there are.
+    """
     table = study_table(study["cells"], settings)
     cells = study["cells"]
+    parts = portions(cells, settings)
     return {
         "study": study["study"],
         "finished": study["finished"],
@@ -39,9 +51,13 @@ def analyse(study: Mapping[str, Any], settings: AblateAlphaSettings, clips: np.n
         "min_seeds": settings.min_seeds,
         "paper_sigma": {"mean": settings.paper_sigma.mean, "std": settings.paper_sigma.std},
         "real": _real(cells, settings),
-        "hypotheses": _hypotheses(judge(table)),
+        "hypotheses": _hypotheses([*judge(table), *judge_head_start(parts)]),
         "best": best_of_families(table),
         "spectrum": spectrum(table, settings, clips),
+        "image_model": image_model(cells, settings),
+        "solver_steps": solver_rows(cells, settings),
+        "fewer_clips": portion_rows(parts),
+        "num_clips": num_clips or len(clips),
         "rungs": study["rungs"],
         "cost": _cost(cells),
         "code": sorted({code for cell in cells for code in cell["code"]}),
@@ -63,13 +79,37 @@ def _real(cells: Iterable[Mapping[str, Any]], settings: AblateAlphaSettings) -> 
     return found
 
 
+def image_model(cells: Iterable[Mapping[str, Any]], settings: AblateAlphaSettings) -> dict[str, Any] | None:
+    """What is read off the image model's frames: the digits at step 0, under the prior that repeats them most.
+
+    None where no such score was asked for or reached.
+    """
+    untrained = [
+        (cell["neighbour_correlation"], cell["prior"], row["values"][_FRAMES_METRIC])
+        for cell in cells
+        for row in cell["evaluations"]
+        if row["step"] == 0 and cell["init"] == "finetune" and row["values"].get(_FRAMES_METRIC) is not None
+    ]
+    if not untrained:
+        return None
+    most = max(untrained)[:2]
+    values = [value for *prior, value in untrained if tuple(prior) == most]
+    accuracy = sum(values) / len(values)
+    return {"prior": most[1], "accuracy": accuracy, "enough": accuracy >= GOOD_FRAMES}
+
+
 def _hypotheses(found: Sequence[Hypothesis]) -> list[dict[str, Any]]:
     adjusted = holm([h.comparison.test.p_t if h.comparison else math.nan for h in found])
     return [_hypothesis(h, p) for h, p in zip(found, adjusted, strict=True)]
 
 
 def _hypothesis(h: Hypothesis, adjusted: float) -> dict[str, Any]:
-    row: dict[str, Any] = {"claim": h.claim, "law": LAWS[h.law], "verdict": h.verdict, "detail": h.detail}
+    row: dict[str, Any] = {
+        "claim": h.claim,
+        "law": LAWS.get(h.law, h.law),
+        "verdict": h.verdict,
+        "detail": h.detail,
+    }
     if h.comparison is None:
         return row | {"test": None}
     c, test = h.comparison, h.comparison.test
@@ -213,11 +253,6 @@ def alpha_curve(found: Mapping[str, Any], settings: AblateAlphaSettings) -> list
             }
         )
     return rows
-
-
-def plain(value: Interval) -> dict[str, Any]:
-    """An interval as JSON, without nan."""
-    return {name: _number(item) for name, item in asdict(value).items()}
 
 
 def _number(value: float) -> float | None:

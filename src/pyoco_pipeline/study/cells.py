@@ -6,7 +6,7 @@ import hashlib
 import json
 import math
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from pyoco_pipeline.config import StageSettings
@@ -19,12 +19,16 @@ PAPER_ALPHA = {"iid": None, "mixed": 1.0, "progressive": 2.0}  # the paper's bes
 
 @dataclass(frozen=True)
 class Configuration:
-    """A point of the grid; its cells differ in the seed. init: the inflated model, or the same with new weights."""
+    """A point of the grid; its cells differ in the seed.
+
+    init: the inflated model, or the same with new weights. num_clips: that it trains on; None: all.
+    """
 
     init: Init
     noise: NoiseSettings
     sigma_mean: float
     sigma_std: float
+    num_clips: int | None = None
 
     @property
     def family(self) -> str:
@@ -43,9 +47,10 @@ class Configuration:
 
     @property
     def name(self) -> str:
-        """Such as "mixed α=1 P_mean=-1.2"; P_std is said where it is not EDM's 1.2."""
+        """Such as "mixed α=1 P_mean=-1.2"; P_std is said where it is not EDM's 1.2, clips where they are not all."""
         std = "" if self.sigma_std == 1.2 else f" P_std={self.sigma_std:g}"
-        return f"{self.prior_name} P_mean={self.sigma_mean:g}{std}"
+        clips = "" if self.num_clips is None else f" clips={self.num_clips}"
+        return f"{self.prior_name} P_mean={self.sigma_mean:g}{std}{clips}"
 
     def at_law(self, law: SigmaSettings) -> bool:
         """Whether ln sigma ~ N(mean, std²) is this law's."""
@@ -55,6 +60,10 @@ class Configuration:
         """Whether it is a prior at the paper's best α, at the paper's law."""
         kind = self.noise.kind
         return self.at_law(law) and kind in PAPER_ALPHA and self.alpha == PAPER_ALPHA[kind]
+
+    def with_clips(self, num_clips: int | None) -> Configuration:
+        """The same, trained on so many clips."""
+        return replace(self, num_clips=num_clips)
 
 
 @dataclass(frozen=True)
@@ -76,21 +85,31 @@ def spelt(alpha: float) -> str:
 
 
 def configurations(settings: AblateAlphaSettings) -> list[Configuration]:
-    """The whole grid, each point once, in the order of the settings."""
-
-    def grid(
-        init: Init, priors: tuple[PriorsSettings, ...], means: tuple[float, ...]
-    ) -> Iterator[Configuration]:
-        for prior in priors:
-            for noise in prior.noise():
-                for mean in means:
-                    for std in settings.sigma_stds:
-                        yield Configuration(init, noise, mean, std)
-
-    points = list(grid("finetune", settings.priors, settings.sigma_means))
+    """The whole grid of all clips, each point once, in the order of the settings."""
+    points = list(_grid("finetune", settings.priors, settings.sigma_means, settings.sigma_stds))
     if settings.scratch:
-        points += grid("scratch", settings.scratch.priors, settings.scratch.sigma_means)
+        scratch = settings.scratch
+        points += _grid("scratch", scratch.priors, scratch.sigma_means, settings.sigma_stds)
     return list(dict.fromkeys(points))
+
+
+def fewer_clips(settings: AblateAlphaSettings) -> list[Configuration]:
+    """The configurations that train on fewer clips, from the fewest on."""
+    fewer = settings.fewer_clips
+    if fewer is None:
+        return []
+    points = list(_grid("finetune", fewer.priors, fewer.sigma_means, settings.sigma_stds[:1]))
+    return [point.with_clips(count) for count in sorted(fewer.num_clips) for point in points]
+
+
+def _grid(
+    init: Init, priors: tuple[PriorsSettings, ...], means: tuple[float, ...], stds: tuple[float, ...]
+) -> Iterator[Configuration]:
+    for prior in priors:
+        for noise in prior.noise():
+            for mean in means:
+                for std in stds:
+                    yield Configuration(init, noise, mean, std)
 
 
 def stage_settings(cell: Cell, settings: AblateAlphaSettings, scratch: str | None = None) -> StageSettings:
@@ -129,9 +148,11 @@ def cell_id(cell: Cell, settings: AblateAlphaSettings, shared: Mapping[str, Any]
 
     Not where it is scored and how long it trains: a cell goes on when a rung is raised, up to train.steps.
     """
-    stage = stage_settings(cell, settings)
+    stage, num_clips = stage_settings(cell, settings), cell.configuration.num_clips
+    fewer = {} if num_clips is None else {"train_clips": num_clips}
     return digest(
-        {
+        fewer
+        | {
             "shared": shared,
             "init": cell.configuration.init,
             "noise": stage.noise.prior().config(),

@@ -71,7 +71,7 @@ def _alpha_panel(panel: Axes, table: StudyTable, metric: str, papers: bool, real
         panel.axhline(real, color=GREY, linewidth=0.8, linestyle=":", label="real clips")
     panel.set_xticks(list(places.values()), [spelt(alpha) for alpha in places])
     panel.set_xlabel("α")
-    _log_scale(panel)
+    log_scale(panel)
 
 
 def _family_line(panel: Axes, table: StudyTable, metric: str, papers: bool, family: str) -> None:
@@ -145,7 +145,7 @@ def step_curves(
             panel.axhline(real, color=GREY, linewidth=0.8, linestyle=":", label="real clips")
         panel.set_xlabel("training steps")
         panel.set_ylabel(metric)
-        _log_scale(panel)
+        log_scale(panel)
         panel.legend(fontsize=8, frameon=False, loc="center left", bbox_to_anchor=(1.0, 0.5))
         return as_png(figure)
 
@@ -195,7 +195,7 @@ def _predictions(panel: Axes, priors: Sequence[Mapping[str, Any]]) -> None:
     panel.set_ylabel("P_mean found")
 
 
-def _log_scale(panel: Axes) -> None:
+def log_scale(panel: Axes) -> None:
     """A logarithmic axis where scores differ by an order of magnitude, as from scratch."""
     low, high = panel.dataLim.y0, panel.dataLim.y1
     if low > 0 and high / low > 12:

@@ -11,10 +11,19 @@ from typing import Any
 
 from pyoco_pipeline.errors import UserError
 from pyoco_pipeline.evaluation.results import flatten_metrics
-from pyoco_pipeline.study.cells import Cell, Configuration, cell_id, configurations, digest
+from pyoco_pipeline.study.cells import (
+    PAPER_ALPHA,
+    Cell,
+    Configuration,
+    cell_id,
+    configurations,
+    digest,
+    fewer_clips,
+)
 from pyoco_pipeline.study.run_cell import CellTask
-from pyoco_pipeline.study.settings import AblateAlphaSettings
-from pyoco_pipeline.study.workers import RunCells, cell_runner
+from pyoco_pipeline.study.settings import AblateAlphaSettings, RungSettings
+from pyoco_pipeline.study.solver_steps import SolverTask
+from pyoco_pipeline.study.workers import RunCells, Task, cell_runner
 
 HIGHER_IS_BETTER = ("is_", "caption_accuracy", "clipsim")
 logger = logging.getLogger(__name__)
@@ -76,15 +85,21 @@ class _Study:
         settings = self.settings
         left, rungs, finished = configurations(settings), [], True
         for place, rung in enumerate(settings.rungs):
-            cells = [Cell(c, seed) for seed in settings.seeds[: rung.seeds] for c in left]
+            cells = _cells(left, rung, settings)
             finished = self._train(cells, rung.steps)
             trained = tuple(c.name for c in left)
             if finished and place < len(settings.rungs) - 1:
                 left = survivors(left, {c: self._mean(c, rung.steps) for c in left}, settings)
             rungs.append(Rung(rung.steps, trained, tuple(c.name for c in left)))
             if not finished:
-                logger.info("Stopped after %g minutes: the same command goes on.", settings.max_minutes or 0)
                 break
+        last = settings.rungs[-1]
+        if finished and settings.fewer_clips:
+            finished = self._train(_cells(fewer_clips(settings), last, settings), last.steps)
+        if finished and settings.solver_steps:
+            finished = self._solve(_cells(left, last, settings))
+        if not finished:
+            logger.info("Stopped after %g minutes: the same command goes on.", settings.max_minutes or 0)
         return {
             "study": self.id,
             "finished": finished,
@@ -100,6 +115,13 @@ class _Study:
         own = self.own, self.shared, self.code, self.deadline
         tasks = [CellTask(cell, until, self.settings, *own) for cell in cells]
         self.tasks |= {task.cell: task for task in tasks}
+        return self._run(tasks)
+
+    def _solve(self, cells: Sequence[Cell]) -> bool:
+        """As `_train`, of trained cells by the solver's steps; those that failed in training are left out."""
+        return self._run([SolverTask(self.tasks[cell]) for cell in cells if self.tasks[cell].is_done()])
+
+    def _run(self, tasks: Sequence[Task]) -> bool:
         left = []
         for task in tasks:  # no process is started for what is done
             if task.is_done():
@@ -110,9 +132,10 @@ class _Study:
             self._say(task)
         return all(task.is_done() or task.folder.error() is not None for task in left)
 
-    def _say(self, task: CellTask) -> None:
-        if self.on_cell and task.folder.has_begun:
-            self.on_cell(record(task, self.id))
+    def _say(self, task: Task) -> None:
+        trained = task.trained if isinstance(task, SolverTask) else task
+        if self.on_cell and trained.folder.has_begun:
+            self.on_cell(record(trained, self.id))
 
     def _mean(self, configuration: Configuration, step: int) -> float:
         values = []
@@ -121,6 +144,10 @@ class _Study:
             if cell.configuration == configuration and step in evaluations.steps():
                 values.append(evaluations.read(step)["metrics"][self.settings.metric]["value"])
         return sum(values) / len(values) if values else math.nan
+
+
+def _cells(chosen: Iterable[Configuration], rung: RungSettings, settings: AblateAlphaSettings) -> list[Cell]:
+    return [Cell(c, seed) for seed in settings.seeds[: rung.seeds] for c in chosen]
 
 
 def survivors(
@@ -138,6 +165,11 @@ def survivors(
         kept |= {c for c in left if c.is_papers(settings.paper_sigma)}
     if "family_best" in settings.always_keep:
         kept |= {next(c for c in ranked if c.family == family) for family in {c.family for c in left}}
+    if "measured" in settings.always_keep and any(c.family == "empirical" for c in left):
+        kept |= {c for c in left if c.family == "empirical" and c.at_law(settings.paper_sigma)}
+        rivals = [c for c in ranked if c.family == "progressive" and c.alpha == PAPER_ALPHA["progressive"]]
+        kept |= set(rivals[:1])
+    kept |= {c.with_clips(None) for c in fewer_clips(settings)}  # what these are compared with
     return [c for c in left if c in kept]
 
 
@@ -146,6 +178,7 @@ def record(task: CellTask, study: str) -> dict[str, Any]:
     cell, folder, settings = task.cell, task.folder, task.settings
     chosen, pieces = cell.configuration, folder.pieces()
     alpha = chosen.alpha
+    solver = SolverTask(task).rows()
     evaluations = []
     for step in folder.evaluations.steps():
         scores = folder.evaluations.read(step)
@@ -168,14 +201,16 @@ def record(task: CellTask, study: str) -> dict[str, Any]:
         "sigma_std": chosen.sigma_std,
         "is_papers_law": chosen.at_law(settings.paper_sigma),
         "is_papers": chosen.is_papers(settings.paper_sigma),
+        "num_clips": chosen.num_clips,
         "seed": cell.seed,
         "status": "failed" if error else "done" if task.is_done() else "waiting",
         "error": error,
         "until": task.until,
         "step": folder.checkpoint_step(),
         "evaluations": evaluations,
+        "solver": solver,
         "train_s": sum(piece["train_s"] for piece in pieces),
-        "score_s": sum(piece["score_s"] for piece in pieces),
+        "score_s": sum(piece["score_s"] for piece in pieces) + sum(row["seconds"] for row in solver),
         "device": sorted({piece["device"] for piece in pieces}),
         "code": sorted({piece["code"] for piece in pieces}),
     }

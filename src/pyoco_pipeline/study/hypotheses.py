@@ -26,7 +26,7 @@ class Hypothesis:
 
 
 def judge(table: StudyTable) -> list[Hypothesis]:
-    """All claims of the paper. Fewer seeds than min_seeds, or missing cells, decide nothing."""
+    """The claims of the paper, and that on a measured prior. Fewer than min_seeds, or missing cells, decide nothing."""
     found: list[Hypothesis] = []
     for law in LAWS:
         found += _scratch(table, law)
@@ -34,6 +34,7 @@ def judge(table: StudyTable) -> list[Hypothesis]:
         for kind in NEAR:
             found.append(_best_near(table, law, kind))
         found.append(_progressive_beats_mixed(table, law))
+        found += _matched_beats_progressive(table, law)
         for kind in NEAR:
             found.append(_too_much(table, law, kind))
     return found
@@ -83,6 +84,15 @@ def _correlated(table: StudyTable, law: str) -> Iterator[Hypothesis]:
 def _progressive_beats_mixed(table: StudyTable, law: str) -> Hypothesis:
     mixed, progressive = _pick(table, law, "mixed"), _pick(table, law, "progressive")
     return _versus(table, "progressive noise beats mixed noise", law, progressive, mixed)
+
+
+def _matched_beats_progressive(table: StudyTable, law: str) -> Iterator[Hypothesis]:
+    """Beyond the paper, where a measured prior was tried: against progressive noise at the paper's best α."""
+    matched = table.choose(lambda row: row.family == "empirical" and (law == "best" or row.is_papers_law))
+    if table.of_family("empirical"):
+        alpha = PAPER_ALPHA["progressive"]
+        claim = f"a prior matched to the data beats progressive noise at α={spelt(alpha or 0)}"
+        yield _versus(table, claim, law, table.best(matched), _pick(table, law, "progressive", alpha))
 
 
 def _by_alpha(table: StudyTable, law: str, kind: str) -> dict[float, Row]:

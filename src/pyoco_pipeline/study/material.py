@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import hashlib
 import json
+import shutil
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from pyoco_pipeline.data.clips import CaptionedClip, ClipStore
+from pyoco_pipeline.data.clips import CaptionedClip, ClipStore, write_clips
 from pyoco_pipeline.data.embeddings import TextEmbeddings
 from pyoco_pipeline.data.latents import autoencoder_sha256, training_store
 from pyoco_pipeline.errors import UserError
@@ -77,11 +79,44 @@ class Material:
             aside.rename(folder)
         return folder
 
+    def clips_of(self, cell: Cell) -> ClipStore:
+        """What the cell is trained on: all clips, or the first ones of training, with the images beside them."""
+        count = cell.configuration.num_clips
+        if count is None:
+            return self.trained_on
+        store, known = self.trained_on, self.trained_on.manifest
+        folder = self.work / "fewer_clips" / f"{known.sha256[:16]}-{count}"
+        if not folder.is_dir():
+            there = known.counts.get("train", 0)
+            if count >= there:
+                raise UserError(
+                    f"ablate_alpha.fewer_clips.num_clips has {count}, but {store.folder} holds {there} clips of "
+                    "training: take fewer, or ingest more."
+                )
+            aside = folder.with_name(f".writing-{folder.name}")
+            shutil.rmtree(aside, ignore_errors=True)
+            images = store.clips("train", images=True) if known.images else ()
+            write_clips(
+                aside,
+                chain(islice(store.clips("train"), count), images),
+                kind=known.kind,
+                shape=store.shape,
+                fps=known.fps,
+                sizes=[(shard.height, shard.width) for shard in known.shards],
+                dtype=known.dtype,
+                channels=known.channels,
+                latents_of=known.latents_of,
+                autoencoder=known.autoencoder,
+            )
+            aside.rename(folder)
+        return ClipStore(folder)
+
     def prepare(self, cells: Sequence[Cell]) -> None:
         """Make what several cells read, before they do so at once."""
         (self.work / "scratch").mkdir(parents=True, exist_ok=True)
         for cell in cells:
             self.initial(cell)
+            self.clips_of(cell)
 
     def facts(self, settings: AblateAlphaSettings) -> dict[str, Any]:
         """All that decides the scores of every cell, JSON-able."""

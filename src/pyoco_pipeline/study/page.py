@@ -21,8 +21,10 @@ from pyoco_pipeline.reporting.html_parts import (
     text,
 )
 from pyoco_pipeline.reporting.video_files import write_webp
-from pyoco_pipeline.study import figures
+from pyoco_pipeline.study import figures, figures_finalists
 from pyoco_pipeline.study.analyse import study_table
+from pyoco_pipeline.study.finalists import portion_points, portions, solver_table
+from pyoco_pipeline.study.page_finalists import interval_words, portions_section, solver_section
 from pyoco_pipeline.study.settings import AblateAlphaSettings
 from pyoco_pipeline.study.table import Row, StudyTable
 
@@ -48,9 +50,17 @@ def draw_figures(found: Mapping[str, Any], settings: AblateAlphaSettings) -> dic
     metrics = [m for m in (settings.metric, settings.second_metric) if m in scored]
     rows = shown_rows(study)
     drawn: dict[str, Any] = {"spectrum": partial(figures.snr_curves, found["spectrum"])}
-    if metrics:
-        drawn["alpha"] = partial(figures.alpha_curves, study, metrics, real)
-        drawn["steps"] = partial(figures.step_curves, study, rows, metrics[0], real.get(metrics[0]))
+    if not metrics:
+        return drawn
+    floor = real.get(metrics[0])
+    solver = solver_table(found["cells"], settings)
+    if solver.rows:
+        drawn["solver"] = partial(figures_finalists.solver_curves, solver, floor)
+    if parts := portions(found["cells"], settings):
+        points = portion_points(parts, found["num_clips"])
+        drawn["clips"] = partial(figures_finalists.portion_curves, points, parts, floor)
+    drawn["alpha"] = partial(figures.alpha_curves, study, metrics, real)
+    drawn["steps"] = partial(figures.step_curves, study, rows, metrics[0], floor)
     return drawn
 
 
@@ -70,6 +80,8 @@ def render_page(
             _curves(found, drawn),
             _samples(samples, captions, fps),
             _hypotheses(found),
+            solver_section(found, drawn),
+            portions_section(found, drawn),
             _spectrum(found, drawn),
             _cells(found),
             _made(found, settings),
@@ -100,7 +112,7 @@ def _answer(found: Mapping[str, Any], compare_link: str | None) -> str:
             [
                 text(row["family"]),
                 text(row["best"]),
-                _interval(score),
+                interval_words(score),
                 number(score["count"]),
                 number(row["step"]),
                 number(row["tried"]),
@@ -179,12 +191,7 @@ def _hypothesis(h: Mapping[str, Any]) -> list[str]:
     if test is None:
         return [*row, "–", "–", "–", "–"]
     flips = f"{number(test['p_flips'])} (at least {number(test['smallest_p_flips'])})"
-    return [*row, _interval(test["difference"]), number(test["p_t"]), number(test["p_holm"]), flips]
-
-
-def _interval(value: Mapping[str, Any]) -> str:
-    mean = number(value["mean"])
-    return mean if value["low"] is None else f"{mean} [{number(value['low'])}, {number(value['high'])}]"
+    return [*row, interval_words(test["difference"]), number(test["p_t"]), number(test["p_holm"]), flips]
 
 
 def _spectrum(found: Mapping[str, Any], drawn: Mapping[str, Any]) -> str:
@@ -239,6 +246,13 @@ def _status(cell: Mapping[str, Any]) -> str:
     return "" if cell["status"] == "done" else '<span class="verdict open">to go on</span>'
 
 
+def _image_model(found: Mapping[str, Any]) -> dict[str, str]:
+    image = found["image_model"]
+    if image is None:
+        return {}
+    return {"right digits before training": f"{image['accuracy']:.1%}, with {image['prior']} noise"}
+
+
 def _made(found: Mapping[str, Any], settings: AblateAlphaSettings) -> str:
     rungs = {
         f"up to step {rung['steps']}": f"{len(rung['trained'])} configurations, {len(rung['kept'])} of them kept"
@@ -254,10 +268,15 @@ def _made(found: Mapping[str, Any], settings: AblateAlphaSettings) -> str:
             "device": ", ".join(cost["device"]) or "–",
             "clips per step": settings.train.batch_size,
             "clips per score": settings.num_clips,
+            **_image_model(found),
             "initial weights": found["shared"]["initial_weights_sha256"][:12],
             "clips": found["shared"]["data_sha256"][:12],
         }
     )
+    if (image := found["image_model"]) and not image["enough"]:
+        body += missing(
+            f"The image model's frames show the right digit in {image['accuracy']:.1%} of clips only: train it longer."
+        )
     if len(found["code"]) > 1:
         body += missing(
             f"Cells were made by {len(found['code'])} versions of the code: {', '.join(found['code'])}."

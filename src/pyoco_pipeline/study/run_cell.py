@@ -13,6 +13,7 @@ from typing import Any, Literal
 
 from filelock import FileLock, Timeout
 
+from pyoco_pipeline.config import StageSettings
 from pyoco_pipeline.errors import Stopped, UserError
 from pyoco_pipeline.study.cells import Cell, cell_id, stage_settings, untrained_id
 from pyoco_pipeline.study.settings import AblateAlphaSettings
@@ -53,6 +54,15 @@ class CellTask:
         """Whether there is nothing left to do."""
         return self.until in self.folder.evaluations.steps() and not self.missing()
 
+    def run(self) -> Outcome:
+        """Do it, as far as time allows."""
+        return run_cell(self)
+
+    @property
+    def is_late(self) -> bool:
+        """Whether nothing is to be begun any more."""
+        return self.deadline is not None and time.time() >= self.deadline
+
 
 class _Reached(Exception):
     """Training is where it was to go."""
@@ -65,7 +75,7 @@ def run_cell(task: CellTask) -> Outcome:
         return "done"
     if folder.error() is not None and not task.settings.retry_failed:
         return "failed"
-    if _is_late(task):
+    if task.is_late:
         return "stopped"
     try:
         folder.describe(_facts(task))
@@ -87,11 +97,8 @@ class _Piece:
         from pyoco_pipeline.study.measure import Measure
 
         self.task, self.folder = task, folder
-        self.material = _opened(task.material)
-        scratch = None
-        if task.cell.configuration.init == "scratch":
-            scratch = str(self.material.initial(task.cell))
-        self.stage = stage_settings(task.cell, task.settings, scratch)
+        self.material = opened(task.material)
+        self.stage = cell_stage(task, self.material)
         self.measure = Measure(self.material, task.settings, task.cell, self.stage)
         self.scoring_s = 0.0
 
@@ -102,9 +109,9 @@ class _Piece:
                 self._score_untrained(wait=False)
             if first in self.task.missing():  # stopped between the checkpoint and its scores
                 self._score_checkpoint(first)
-            if first < self.task.until and not _is_late(self.task):
+            if first < self.task.until and not self.task.is_late:
                 self._train()
-            if 0 in self.task.missing() and not _is_late(self.task):
+            if 0 in self.task.missing() and not self.task.is_late:
                 self._score_untrained(wait=True)
         finally:
             self.folder.keep_history()
@@ -140,24 +147,7 @@ class _Piece:
             self._keep(step, self._denoiser(snapshot.ema), self.folder.evaluations)
 
     def _denoiser(self, averaged: dict[str, Any] | None) -> Any:
-        """Of the model that training starts from, with averaged weights where there are some."""
-        import torch
-
-        from pyoco_pipeline.training.initial_model import initial_video_model
-
-        material, shape = self.material, self.measure.shape
-        model, parametrisation = initial_video_model(
-            self.stage, material.inflated, material.trained_on, material.embeddings, shape[1:], None, None
-        )
-        with torch.no_grad():
-            for name, parameter in model.named_parameters():
-                if averaged is not None:
-                    parameter.copy_(averaged[name])
-        device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        model.eval().to(device)
-        if self.stage.train.channels_last:
-            model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-        return parametrisation.denoiser(model, self.stage.sigma_data)
+        return cell_denoiser(self.material, self.stage, averaged)
 
     def _train(self) -> None:
         from pyoco_pipeline.training.stages import train_video_model
@@ -173,7 +163,7 @@ class _Piece:
                     self.task.cell.name,
                     stage,
                     material.inflated,
-                    material.trained_on,
+                    material.clips_of(self.task.cell),
                     material.embeddings,
                     self.folder.checkpoints,
                     self._validate,
@@ -200,8 +190,36 @@ class _Piece:
         )
 
 
+def cell_stage(task: CellTask, material: Any) -> StageSettings:
+    """How the task's cell trains; of a control, from the new weights in the study's folder."""
+    is_new = task.cell.configuration.init == "scratch"
+    return stage_settings(task.cell, task.settings, str(material.initial(task.cell)) if is_new else None)
+
+
+def cell_denoiser(material: Any, stage: StageSettings, averaged: dict[str, Any] | None) -> Any:
+    """Of the model that a cell starts from, with averaged weights where there are some, on the GPU if there is one."""
+    import torch
+
+    from pyoco_pipeline.training.initial_model import initial_video_model
+    from pyoco_pipeline.training.stages import stage_shape
+
+    size = stage_shape(stage, material.trained_on)[1:]
+    model, parametrisation = initial_video_model(
+        stage, material.inflated, material.trained_on, material.embeddings, size, None, None
+    )
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if averaged is not None:
+                parameter.copy_(averaged[name])
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    model.eval().to(device)
+    if stage.train.channels_last:
+        model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    return parametrisation.denoiser(model, stage.sigma_data)
+
+
 @lru_cache(maxsize=1)
-def _opened(material: Any) -> Any:
+def opened(material: Any) -> Any:
     """The same material for all cells of a process, so that clips and embeddings are opened once."""
     return material
 
@@ -210,10 +228,6 @@ def _facts(task: CellTask) -> dict[str, Any]:
     chosen = task.cell.configuration
     facts = asdict(chosen) | {"noise": chosen.noise.prior().config(), "seed": task.cell.seed}
     return {"name": task.cell.name, **facts, "shared": task.shared, "code": task.code}
-
-
-def _is_late(task: CellTask) -> bool:
-    return task.deadline is not None and time.time() >= task.deadline
 
 
 def _device_name() -> str:

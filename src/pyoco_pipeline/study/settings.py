@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from functools import reduce
-from typing import Annotated, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, model_validator
 
@@ -29,17 +30,29 @@ class PriorsSettings(Settings):
 
     kind: Literal["iid", "mixed", "progressive", "empirical"]
     alphas: tuple[Annotated[float, Field(ge=0)], ...] = ()  # of mixed and progressive; .inf repeats one frame
-    correlation: tuple[float, ...] | None = None  # of empirical, as analyse_noise measures it
+    correlation: tuple[float, ...] | None = None  # of empirical; None: as analyse_noise has measured it
 
     @model_validator(mode="after")
     def _what_the_kind_needs(self) -> Self:
         if (self.kind in ("mixed", "progressive")) != bool(self.alphas):
             raise ValueError(f"kind={self.kind} with alphas={self.alphas}: mixed and progressive have some")
-        self.noise()
+        if not self.is_to_be_measured:
+            self.noise()
         return self
 
+    @property
+    def is_to_be_measured(self) -> bool:
+        """Whether the correlation is left to analyse_noise."""
+        return self.kind == "empirical" and self.correlation is None
+
+    def measured(self, correlation: Sequence[float]) -> PriorsSettings:
+        """The same, with this correlation where it was left to analyse_noise."""
+        if not self.is_to_be_measured:
+            return self
+        return PriorsSettings(kind=self.kind, correlation=tuple(correlation))
+
     def noise(self) -> tuple[NoiseSettings, ...]:
-        """One setting of the noise per prior."""
+        """One setting of the noise per prior; ValueError where the correlation is still to be measured."""
         if self.kind in ("mixed", "progressive"):
             return tuple(NoiseSettings(kind=self.kind, alpha=alpha) for alpha in self.alphas)
         return (NoiseSettings(kind=self.kind, alpha=None, correlation=self.correlation),)
@@ -52,6 +65,17 @@ class ScratchSettings(Settings):
     sigma_means: Annotated[tuple[Finite, ...], Field(min_length=1)]
     learning_rate: float | None = Field(None, gt=0)  # None: that of fine-tuning
     lr_scale: dict[str, float] | None = None  # None: one rate for all, since all weights are new
+
+
+class FewerClipsSettings(Settings):
+    """Cells that train on the first so many clips, up to the last rung and with its seeds, outside halving.
+
+    Each has its counterpart with all clips, which halving then keeps.
+    """
+
+    num_clips: Annotated[tuple[Positive, ...], Field(min_length=1)]
+    priors: Annotated[tuple[PriorsSettings, ...], Field(min_length=1)]
+    sigma_means: Annotated[tuple[Finite, ...], Field(min_length=1)]
 
 
 class RungSettings(Settings):
@@ -74,15 +98,24 @@ class AblateAlphaSettings(Settings):
         SigmaSettings()
     )  # the law at which the paper's claims are tested as they stand
     scratch: ScratchSettings | None = None
+    fewer_clips: FewerClipsSettings | None = None
     seeds: Annotated[tuple[Seed, ...], Field(min_length=1, max_length=MAX_SEEDS)]
     rungs: Annotated[tuple[RungSettings, ...], Field(min_length=1)]
     keep: Share = 0.34  # of the configurations, from rung to rung
-    always_keep: tuple[Literal["paper", "family_best"], ...] = ("paper", "family_best")
+    # measured: what an empirical prior is compared by: it at paper_sigma, and the best progressive α=2
+    always_keep: tuple[Literal["paper", "family_best", "measured"], ...] = (
+        "paper",
+        "family_best",
+        "measured",
+    )
     evaluate_at: tuple[Annotated[int, Field(ge=0)], ...] = (0,)  # steps, beside those of the rungs
     train: TrainSettings  # of each cell; its `steps` are the most that rungs can be raised to, its seed is the cell's
     sigma_data: float = Field(0.5, gt=0)
     num_clips: int = Field(ge=MIN_CLIPS)  # sampled per evaluation
     sampler: SamplerSettings = SamplerSettings()
+    solver_steps: tuple[
+        Positive, ...
+    ] = ()  # the last rung's cells are sampled with each of these numbers too
     batch_size: Positive = 32  # clips sampled at once
     sample_seed: Seed = 0
     evaluate: EvaluateSettings = EvaluateSettings()
@@ -132,6 +165,26 @@ class AblateAlphaSettings(Settings):
             raise ValueError(f"metric={self.metric} is none that evaluate computes")
         return self
 
+    @model_validator(mode="after")
+    def _finalists(self) -> Self:
+        for steps in self.solver_steps:
+            self.with_solver_steps(steps)
+        fewer = self.fewer_clips
+        if fewer is None:
+            return self
+        if len(set(fewer.num_clips)) != len(fewer.num_clips):
+            raise ValueError(f"fewer_clips.num_clips={fewer.num_clips} has one twice")
+        known = {prior.kind: prior for prior in self.priors}
+        for prior in fewer.priors:
+            tried = known.get(prior.kind)
+            if tried is None or not set(prior.alphas) <= set(tried.alphas):
+                raise ValueError(f"fewer_clips.priors has {prior.kind}, which priors has not: add it there")
+        if missing := sorted(set(fewer.sigma_means) - set(self.sigma_means)):
+            raise ValueError(
+                f"fewer_clips.sigma_means has {missing[0]}, which sigma_means has not: add it there"
+            )
+        return self
+
     @staticmethod
     def _possible() -> set[str]:
         from typing import get_args
@@ -139,6 +192,30 @@ class AblateAlphaSettings(Settings):
         from pyoco_pipeline.evaluation.settings import EmbeddedMetric, PublishedMetric
 
         return {*get_args(EmbeddedMetric), *get_args(PublishedMetric)}
+
+    @property
+    def is_to_be_measured(self) -> bool:
+        """Whether a prior has the correlation that analyse_noise measures."""
+        return any(prior.is_to_be_measured for part in self._with_priors() for prior in part.priors)
+
+    def measured(self, correlation: Sequence[float]) -> AblateAlphaSettings:
+        """The same, with a measured correlation for the priors that left it open."""
+        names = ("scratch", "fewer_clips")
+        changed: dict[str, Any] = {
+            name: part.model_copy(update={"priors": tuple(p.measured(correlation) for p in part.priors)})
+            for name in names
+            if (part := getattr(self, name)) is not None
+        }
+        changed["priors"] = tuple(prior.measured(correlation) for prior in self.priors)
+        return self.model_copy(update=changed)
+
+    def _with_priors(self) -> list[Any]:
+        return [part for part in (self, self.scratch, self.fewer_clips) if part is not None]
+
+    def with_solver_steps(self, steps: int) -> AblateAlphaSettings:
+        """The same, but sampled with so many steps of the solver."""
+        sampler = SamplerSettings(**(self.sampler.model_dump() | {"steps": steps}))
+        return self.model_copy(update={"sampler": sampler})
 
     def evaluation_steps(self, until: int) -> tuple[int, ...]:
         """The steps up to `until` at which cells are scored: those asked for, and the ends of the rungs."""

@@ -6,6 +6,8 @@
                   history.json             the training losses
                   pieces.jsonl             the stretches that it was trained in, with their seconds
                   error.json               why it failed
+                  solver/<id>/             scores of its last averaged weights with another number of solver steps
+<work>/fewer_clips/                        the first clips of training, for cells that train on so many
 <work>/untrained/<id>/evaluations/         of models before any training, which cells share
 """
 
@@ -50,13 +52,42 @@ class EvaluationFolder:
         return self.folder / f"step-{step:08d}.{suffix}"
 
 
-class CellFolder:
+class Attempted:
+    """A folder of what may fail."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def error(self) -> str | None:
+        """Why it failed, or None."""
+        return (_read(self.folder / "error.json") or {}).get("error")
+
+    def set_error(self, error: str | None) -> None:
+        """Keep, or with None forget, why it failed."""
+        path = self.folder / "error.json"
+        if error is None:
+            path.unlink(missing_ok=True)
+        else:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            write_json(path, {"error": error})
+
+
+class SolverFolder(Attempted):
+    """The scores of one cell by the solver's steps."""
+
+    def scored(self, key: str) -> EvaluationFolder:
+        """Those of one sampler, named by a digest of it."""
+        return EvaluationFolder(self.folder / key)
+
+
+class CellFolder(Attempted):
     """The files of one cell."""
 
     def __init__(self, work: Path, cell_id: str) -> None:
-        self.folder = work / "cells" / cell_id
+        super().__init__(work / "cells" / cell_id)
         self.evaluations = EvaluationFolder(self.folder / "evaluations")
         self.checkpoints = self.folder / "checkpoints"
+        self.solver = SolverFolder(self.folder / "solver")
 
     @property
     def has_begun(self) -> bool:
@@ -89,19 +120,6 @@ class CellFolder:
     def history(self) -> list[dict[str, Any]]:
         """Rows of the training history."""
         return _read(self.folder / "history.json") or []
-
-    def error(self) -> str | None:
-        """Why it failed, or None."""
-        return (_read(self.folder / "error.json") or {}).get("error")
-
-    def set_error(self, error: str | None) -> None:
-        """Keep, or with None forget, why it failed."""
-        path = self.folder / "error.json"
-        if error is None:
-            path.unlink(missing_ok=True)
-        else:
-            self.folder.mkdir(parents=True, exist_ok=True)
-            write_json(path, {"error": error})
 
     def add_piece(self, piece: Mapping[str, Any]) -> None:
         """Add a stretch of training."""

@@ -13,11 +13,13 @@ from typing import Any
 
 from pyoco_pipeline.data.executors import connected  # Ray, joined or started, and left again
 from pyoco_pipeline.data.isolation import Died, Isolated
-from pyoco_pipeline.study.run_cell import CellTask, Outcome, run_cell
+from pyoco_pipeline.study.run_cell import CellTask, Outcome
 from pyoco_pipeline.study.settings import AblateAlphaSettings
+from pyoco_pipeline.study.solver_steps import SolverTask
 
-Ended = Iterator[tuple[CellTask, Outcome]]
-RunCells = Callable[[Sequence[CellTask]], Ended]
+Task = CellTask | SolverTask
+Ended = Iterator[tuple[Task, Outcome]]
+RunCells = Callable[[Sequence[Task]], Ended]
 
 
 @contextmanager
@@ -28,7 +30,7 @@ def cell_runner(settings: AblateAlphaSettings) -> Iterator[RunCells]:
     cell alone, and another takes its place. Raises UserError for Ray that is not installed or not reached.
     """
     if settings.executor == "inline":
-        yield lambda tasks: ((task, run_cell(task)) for task in tasks)
+        yield lambda tasks: ((task, task.run()) for task in tasks)
     elif settings.executor == "ray":
         with connected(settings.ray_address, settings.workers) as ray:
             yield partial(_on_ray, ray, settings)
@@ -48,9 +50,9 @@ class _Crew:
         self.threads = max(1, _cores() // workers)
         self.workers = [Isolated(timeout_s=None, memory_mb=None) for _ in range(workers)]
 
-    def run(self, tasks: Sequence[CellTask]) -> Ended:
+    def run(self, tasks: Sequence[Task]) -> Ended:
         todo, lock = iter(tasks), threading.Lock()
-        ended: queue.SimpleQueue[tuple[CellTask | None, Any]] = queue.SimpleQueue()
+        ended: queue.SimpleQueue[tuple[Task | None, Any]] = queue.SimpleQueue()
 
         def work(number: int, isolated: Isolated) -> None:
             gpu = self.gpus[number % len(self.gpus)] if self.gpus else None
@@ -98,24 +100,28 @@ class _Crew:
             isolated.close()
 
 
-def _run_on(task: CellTask, gpu: str | None, threads: int) -> Outcome:
-    """In a process of its own: `run_cell` on one GPU, which several processes may share."""
+def _run_on(task: Task, gpu: str | None, threads: int) -> Outcome:
+    """In a process of its own: a task on one GPU, which several processes may share."""
     if gpu is not None:
         os.environ["CUDA_VISIBLE_DEVICES"] = gpu  # before CUDA is asked for anything
     import torch
 
     torch.set_num_threads(threads)
     try:
-        return run_cell(task)
+        return task.run()
     finally:
         gc.collect()
         torch.cuda.empty_cache()  # what this process does not need the others may
 
 
-def _on_ray(ray: Any, settings: AblateAlphaSettings, tasks: Sequence[CellTask]) -> Ended:
-    remote = ray.remote(num_cpus=1, num_gpus=settings.gpus_per_cell, max_retries=1)(run_cell)
+def _do(task: Task) -> Outcome:
+    return task.run()
+
+
+def _on_ray(ray: Any, settings: AblateAlphaSettings, tasks: Sequence[Task]) -> Ended:
+    remote = ray.remote(num_cpus=1, num_gpus=settings.gpus_per_cell, max_retries=1)(_do)
     waiting = list(reversed(tasks))
-    pending: dict[Any, CellTask] = {}
+    pending: dict[Any, Task] = {}
     try:
         while waiting or pending:
             while waiting and len(pending) < (settings.workers or len(tasks)):

@@ -24,13 +24,18 @@ def run_cells(
     text_embeddings: Path,
     work: Path,
     reference_statistics: Path,
+    reporting_folder: Path,
 ) -> dict[str, Any]:
     """Train and score the cells, each with an MLflow run of its own, as far as max_minutes allows."""
     from pyoco_pipeline.pipelines.ablate_alpha.tracked_cells import TrackedCells
     from pyoco_pipeline.study.halving import run_study
     from pyoco_pipeline.study.material import Material
+    from pyoco_pipeline.study.measured import ANALYSIS_FILE, measured_correlation
 
     material = Material(inflated_model, clips, latents, text_embeddings, work, reference_statistics)
+    if ablate_alpha.is_to_be_measured:
+        measured = measured_correlation(reporting_folder / ANALYSIS_FILE, material.store.shape[0])
+        ablate_alpha = ablate_alpha.measured(measured)
     tracked = TrackedCells(tracking, work, material.store.manifest.fps) if tracking.enabled else None
     study = run_study(material, ablate_alpha, tracked)
     if tracked is not None and (link := tracked.compare_link(study["study"])):
@@ -51,7 +56,7 @@ def analyse_study(
     store = ClipStore(clips)
     items = store.take("train", analyse.SPECTRUM_CLIPS)
     videos = np.stack([c.clip.video for c in items if c.clip.video.shape[:3] == store.shape])
-    found = analyse.analyse(cells, ablate_alpha, videos / 127.5 - 1)
+    found = analyse.analyse(cells, ablate_alpha, videos / 127.5 - 1, store.manifest.counts["train"])
     _log.info("%s", found["conclusion"])
     return found, analyse.headline(found), analyse.alpha_curve(found, ablate_alpha)
 

@@ -19,6 +19,7 @@ def create_pipeline(**_: object) -> Pipeline:
                     "text_embeddings",
                     "alpha_study_work",
                     "reference_statistics",
+                    "reporting_folder",
                 ],
                 outputs="alpha_study_cells",
                 name="run_cells",

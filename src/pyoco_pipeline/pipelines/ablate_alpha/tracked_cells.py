@@ -36,10 +36,15 @@ class TrackedCells:
         self.experiment_id = run.experiment_id
         new = [row for row in record["evaluations"] if row["step"] not in state["steps"]]
         rows = [row for row in folder.history() if row["step"] > state["history"]]
-        if state["run_id"] == run.run_id and state["status"] == record["status"] and not new and not rows:
+        solved = [row for row in record["solver"] if row["solver_steps"] not in state["solver_steps"]]
+        is_same = state["run_id"] == run.run_id and state["status"] == record["status"]
+        if is_same and not new and not rows and not solved:
             return
         for row in new:
             run.log_metrics(row["values"], row["step"])
+        for row in solved:
+            by_steps = {f"by_solver_steps/{name}": value for name, value in row["values"].items()}
+            run.log_metrics(by_steps, row["solver_steps"])
         with run.lossy("the training losses"):
             run.send(_losses(rows))
         if new:
@@ -54,6 +59,7 @@ class TrackedCells:
             "status": record["status"],
             "steps": [row["step"] for row in record["evaluations"]],
             "history": max([state["history"], *(row["step"] for row in rows)]),
+            "solver_steps": [row["solver_steps"] for row in record["solver"]],
         }
         write_json(folder.folder / "mlflow.json", kept)
 
@@ -72,7 +78,7 @@ class TrackedCells:
         state = json.loads(path.read_text()) if path.is_file() else {}
         if state.get("store") != self._store_digest():  # another server has nothing of the cell yet
             return _nothing()
-        return state
+        return _nothing() | state
 
     def _store_digest(self) -> str:
         text = f"{self.store.tracking_uri}\0{self.settings.experiment}"
@@ -119,7 +125,7 @@ class TrackedCells:
 
 
 def _nothing() -> dict[str, Any]:
-    return {"run_id": None, "status": None, "steps": [], "history": 0}
+    return {"run_id": None, "status": None, "steps": [], "history": 0, "solver_steps": []}
 
 
 def _parameters(record: Mapping[str, Any]) -> dict[str, str]:
@@ -136,6 +142,7 @@ def _parameters(record: Mapping[str, Any]) -> dict[str, str]:
         "P_mean": record["sigma_mean"],
         "P_std": record["sigma_std"],
         "seed": record["seed"],
+        "train_clips": record["num_clips"] or "all",
     }
     return {name: str(value) for name, value in values.items()}
 
