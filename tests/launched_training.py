@@ -8,7 +8,9 @@ from __future__ import annotations
 import json
 import os
 import signal
+import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import tiny
@@ -48,25 +50,36 @@ def two_trainings(folder: Path, name: str, changes: dict[str, object]) -> int:
     return 0
 
 
-def die_at_step(number: int) -> None:
-    """Kill this process before a step of the second training."""
+def at_step(number: int, happens: Callable[[], object]) -> None:
+    """Let something happen before a step of the second training."""
     step = trainer._Run._train_step
 
     def stepping(run: trainer._Run) -> object:
         if run.step == number and run.settings.steps == 6:
-            os.kill(os.getpid(), signal.SIGKILL)
+            happens()
         return step(run)
 
     trainer._Run._train_step = stepping  # type: ignore[method-assign]
 
 
+def die() -> None:
+    """As a machine does that is switched off."""
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def cut_the_cable() -> None:
+    """So that nothing answers any more, and nothing says so."""
+    subprocess.run(["ip", "link", "set", os.environ["GLOO_SOCKET_IFNAME"], "down"], check=True)
+
+
 def main(folder: Path, name: str, changes: dict[str, object]) -> int:
     torch.set_num_threads(1)
-    dies = changes.pop("dies", None)
+    happens = {None: None, "dies": die, "is cut off": cut_the_cable}[changes.pop("the_other", None)]  # type: ignore[index]
+    launched._GONE_S = 10.0
     world = launched.world()
     if world.rank:
-        if dies is not None:
-            die_at_step(int(str(dies)))
+        if happens is not None:
+            at_step(4, happens)
         return launched.follow(world)
     try:
         return launched.lead(world, lambda: two_trainings(folder, name, changes))

@@ -51,9 +51,12 @@ class Machine:
 
 
 def launch(
-    machines: Sequence[Machine], each: int, *what: str, cwd: Path | None = None
+    machines: Sequence[Machine], each: int, *what: str, cwd: Path | None = None, only_first: bool = False
 ) -> tuple[list[int], str]:
-    """Run something on machines, each a torchrun of its own, with so many processes each."""
+    """Run something on machines, each a torchrun of its own, with so many processes each.
+
+    only_first: kill the others when the first ends, as Slurm does.
+    """
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -74,10 +77,13 @@ def launch(
         for machine in machines
     ]  # fmt: skip
     try:
-        said = [launcher.communicate(timeout=100)[0] for launcher in launchers]
+        said = [
+            launcher.communicate(timeout=100)[0] for launcher in (launchers[:1] if only_first else launchers)
+        ]
     finally:
         for launcher in launchers:
             launcher.kill()
+            launcher.wait()
     return [launcher.returncode for launcher in launchers], "\n".join(said)
 
 
@@ -88,7 +94,10 @@ def torchrun(folder: Path) -> Callable[..., Any]:
     def run(machines: int | list[Machine], each: int, name: str, **changes: Any) -> tuple[list[int], str]:
         if isinstance(machines, int):
             machines = [Machine() for _ in range(machines)]
-        return launch(machines, each, str(SCRIPT), str(folder), name, json.dumps(changes))
+        only_first = changes.get("the_other") == "is cut off"
+        return launch(
+            machines, each, str(SCRIPT), str(folder), name, json.dumps(changes), only_first=only_first
+        )
 
     return run
 
@@ -178,7 +187,7 @@ def test_kedro_and_mlflow_run_once_whatever_the_launcher_starts(tmp_path: Path) 
 def test_a_killed_process_ends_the_run_on_every_machine_and_the_same_command_goes_on(
     torchrun: Callable[..., Any], folder: Path
 ) -> None:
-    status, said = torchrun(2, 1, "killed", dies=4)
+    status, said = torchrun(2, 1, "killed", the_other="dies")
     assert status == [1, 1]
     assert "Process 2 of 2 is gone" in said
     assert sorted(path.name for path in (folder / "killed-6").glob("step-*")) == [
@@ -194,6 +203,19 @@ def test_a_killed_process_ends_the_run_on_every_machine_and_the_same_command_goe
         rtol=1e-5,
         atol=1e-6,
     )
+
+
+@pytest.mark.slow
+def test_a_machine_that_no_longer_answers_ends_the_run_and_the_same_command_goes_on(
+    torchrun: Callable[..., Any], folder: Path, machines: list[Machine]
+) -> None:
+    status, said = torchrun(machines, 1, "cut", parallel="fsdp", the_other="is cut off")
+    assert status[0] == 1
+    assert "Process 2 of 2 is gone: it has said nothing for" in said
+
+    status, said = torchrun(1, 1, "cut")
+    assert status == [0], said
+    assert_trained_as_alone(folder, "cut")
 
 
 @pytest.mark.slow

@@ -18,6 +18,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from datetime import timedelta
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
@@ -157,7 +158,7 @@ class _Watch:
         self.failure: UserError | None = None
         self._patience_s = _GONE_S
         self._beats = {rank: (b"", time.monotonic()) for rank in range(1, world.size)}
-        self._over = threading.Event()
+        self._found, self._over = threading.Event(), threading.Event()
         self._thread = threading.Thread(target=self._run, daemon=True)
         self._thread.start()
 
@@ -172,7 +173,7 @@ class _Watch:
     def said(self) -> UserError | None:
         """Why this process lost the others, as far as that shows within a few seconds."""
         self._patience_s = 4 * _BEAT_S
-        self._thread.join(8 * _BEAT_S)
+        self._found.wait(8 * _BEAT_S)
         return self.failure
 
     def end(self) -> None:
@@ -181,9 +182,17 @@ class _Watch:
 
     def _run(self) -> None:
         while self.failure is None and not self._over.wait(_BEAT_S):
-            self.failure = self._look()
-        if self.failure is not None:
-            let_go()
+            with suppress(Exception):  # of the store: then the launcher is gone, and ends this process
+                self.failure = self._look()
+        if self.failure is None:
+            return
+        self._found.set()
+        let_go()
+        if not self._over.wait(
+            _GONE_S
+        ):  # it waits for what can't be let go: a machine that no longer answers
+            print(f"Error: {self.failure}", file=sys.stderr, flush=True)
+            os._exit(1)
 
     def _look(self) -> UserError | None:
         beats = self.world.beats
@@ -261,6 +270,7 @@ def _check_token(path: Path, token: str) -> None:
 def _beat(world: World) -> None:
     """Say every second that this process is there, and end it where the launcher's store or rank 0 is gone."""
     count, ended_since = 0, None
+    world.beats.set_timeout(timedelta(seconds=2 * _GONE_S))
     while True:
         count += 1
         try:
