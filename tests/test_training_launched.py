@@ -9,8 +9,9 @@ import socket
 import sqlite3
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import closing
+from contextlib import closing, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -129,6 +130,16 @@ def machines() -> Iterator[list[Machine]]:
             ip("netns", "del", name)
 
 
+def pids_of(argument: str) -> list[int]:
+    """Processes that were started with an argument."""
+    found = []
+    for path in Path("/proc").glob("[0-9]*/cmdline"):
+        with suppress(OSError):
+            if argument.encode() in path.read_bytes().split(b"\0"):
+                found.append(int(path.parent.name))
+    return found
+
+
 def alone(folder: Path) -> tuple[dict[str, torch.Tensor], list[float]]:
     """The same training in this process."""
     model, _, history = stages.train_video_model(
@@ -212,6 +223,10 @@ def test_a_machine_that_no_longer_answers_ends_the_run_and_the_same_command_goes
     status, said = torchrun(machines, 1, "cut", parallel="fsdp", the_other="is cut off")
     assert status[0] == 1
     assert "Process 2 of 2 is gone: it has said nothing for" in said
+    until = time.monotonic() + 60
+    while left := pids_of(str(folder)):  # the one that is cut off ends by itself
+        assert time.monotonic() < until, left
+        time.sleep(0.5)
 
     status, said = torchrun(1, 1, "cut")
     assert status == [0], said

@@ -18,7 +18,6 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from datetime import timedelta
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
@@ -270,14 +269,19 @@ def _check_token(path: Path, token: str) -> None:
 def _beat(world: World) -> None:
     """Say every second that this process is there, and end it where the launcher's store or rank 0 is gone."""
     count, ended_since = 0, None
-    world.beats.set_timeout(timedelta(seconds=2 * _GONE_S))
     while True:
         count += 1
+        watchdog = threading.Timer(
+            2 * _GONE_S, os._exit, (1,)
+        )  # a store that no longer answers is waited for without end
+        watchdog.daemon = True
+        watchdog.start()
         try:
             world.beats.set(f"beat/{world.rank}", str(count))
             ended = world.beats.check([_END])
         except Exception:
             os._exit(1)
+        watchdog.cancel()
         if ended and ended_since is None:
             ended_since = time.monotonic()
         if ended_since is not None and time.monotonic() - ended_since > _GONE_S:
