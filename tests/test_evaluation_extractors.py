@@ -16,13 +16,11 @@ from pyoco_pipeline.evaluation.digits3d import (
     CLASSES,
     WEIGHTS_FILE,
     Digits3DNet,
-    Digits3DTraining,
-    augment,
     load_digits3d,
     prepare,
     save_digits3d,
-    train_digits3d,
 )
+from pyoco_pipeline.evaluation.digits3d_training import augment, train_digits3d
 from pyoco_pipeline.evaluation.extractors import Digits3D, Lite0, load_lite0
 from pyoco_pipeline.evaluation.frechet import distance_of_statistics
 from pyoco_pipeline.evaluation.scores import (
@@ -31,6 +29,7 @@ from pyoco_pipeline.evaluation.scores import (
     temporal_consistency,
     whole_caption_accuracy,
 )
+from pyoco_pipeline.evaluation.settings import Digits3DTraining
 from pyoco_pipeline.evaluation.statistics import FeatureStatistics
 
 

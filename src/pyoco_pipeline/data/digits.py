@@ -6,9 +6,9 @@ whatever else is rendered. Glyphs are split into train and test before anything 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import lru_cache
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pandas as pd
@@ -30,13 +30,15 @@ COLOURS: dict[str, tuple[int, int, int]] = {
 DIRECTIONS = ("left", "right", "up", "down")  # of the first frames; the digit bounces at the borders
 SPEEDS = {"slowly": 0.08, "quickly": 0.18}  # share of the free path per step
 STEPS_PER_SECOND = 8.0  # at this frame rate a frame is a step
+Scene = Literal["plain", "crossing"]
+KINDS: dict[Scene, str] = {"plain": "moving_digits", "crossing": "crossing_digits"}  # as manifests name them
 ATTRIBUTES = ("digit", "colour", "direction", "speed")
 
 GLYPH_SHARE = 0.62  # of the frame's side that the glyph's box takes
 _FINE = 32  # glyphs are resampled from this many points a side
 _TEST_EVERY = 5  # one glyph in five is kept for testing
 _RENDERED_AT_ONCE = 32  # larger is slower: it no longer fits the cache
-_STRAIGHT_STEPS = 4  # no bounce before this step, so that the first direction can be seen
+STRAIGHT_STEPS = 4  # no bounce before this step, so that the first direction can be seen
 
 
 @lru_cache(maxsize=1)
@@ -76,7 +78,7 @@ def plan_clips(num_clips: int, split: str, seed: int = 0) -> pd.DataFrame:
         colour = colours[rng.integers(len(colours))]
         direction = DIRECTIONS[rng.integers(len(DIRECTIONS))]
         speed = speeds[rng.integers(len(speeds))]
-        travel = _STRAIGHT_STEPS * SPEEDS[speed]
+        travel = STRAIGHT_STEPS * SPEEDS[speed]
         along = float(rng.uniform(0.0, 1.0 - travel))
         rows.append(
             {
@@ -114,32 +116,59 @@ def render_clips(
     def column(name: str) -> torch.Tensor:
         return torch.tensor(table[name].to_numpy(dtype=np.float32), device=device)
 
-    ink = glyphs()[0][torch.tensor(table["glyph"].to_numpy(dtype=int))].to(device)  # (N, 32, 32)
-    speed = torch.tensor([SPEEDS[s] for s in table["speed"]], device=device)
-    direction = table["direction"].to_numpy()
-    sign = torch.tensor(np.where(np.isin(direction, ["right", "down"]), 1.0, -1.0), device=device)
-    horizontal = torch.tensor(np.isin(direction, ["left", "right"]), device=device)[:, None]
     time = torch.arange(num_frames, device=device) * (STEPS_PER_SECOND / fps)
-    path = torch.remainder(column("along")[:, None] + (sign * speed)[:, None] * time, 2.0)
-    along = torch.where(path > 1.0, 2.0 - path, path).float()  # a triangle wave bounces at both ends
-    across = column("across")[:, None].expand_as(along)
-    x = torch.where(horizontal, along, across)
-    y = torch.where(horizontal, across, along)
-
-    mask = _resample(y, size) @ ink[:, None] @ _resample(x, size).transpose(-1, -2)  # (N, T, size, size)
-    mask = mask.clamp(0, 1)[..., None]
-    colour = torch.tensor([COLOURS[c] for c in table["colour"]], dtype=torch.float32, device=device)
-    colour = colour[:, None, None, None, :]
+    along = paths(table["along"], table["direction"], table["speed"], time)
+    mask = glyph_masks(table["glyph"], along, column("across"), table["direction"], size)
+    colour = colour_values(table["colour"], device)
     background = column("background")[:, None, None, None, None]
     return (background + (colour - background) * mask).round().to(torch.uint8)
 
 
-def _resample(position: torch.Tensor, size: int) -> torch.Tensor:
+def paths(along: pd.Series, direction: pd.Series, speed: pd.Series, time: torch.Tensor) -> torch.Tensor:
+    """Places in [0, 1] of the free paths of N digits, (N, T); time: (T,) or (N, T), in steps from the first frame."""
+    device = time.device
+    start = torch.tensor(along.to_numpy(dtype=np.float32), device=device)
+    rate = torch.tensor([SPEEDS[s] for s in speed], device=device)
+    sign = torch.tensor(np.where(np.isin(direction.to_numpy(), ["right", "down"]), 1.0, -1.0), device=device)
+    path = torch.remainder(start[:, None] + (sign * rate)[:, None] * time, 2.0)
+    return torch.where(path > 1.0, 2.0 - path, path).float()  # a triangle wave bounces at both ends
+
+
+def glyph_masks(
+    glyph: pd.Series,
+    along: torch.Tensor,
+    across: torch.Tensor,
+    direction: pd.Series,
+    size: int,
+    share: float = GLYPH_SHARE,
+) -> torch.Tensor:
+    """How much of each pixel is ink, (N, T, size, size, 1) in [0, 1].
+
+    along, across: places (N, T) and (N,) in [0, 1] of the free paths along `direction` and across it; share: of the
+    frame's side that the glyph's box takes.
+    """
+    device = along.device
+    ink = glyphs()[0][torch.tensor(glyph.to_numpy(dtype=int))].to(device)  # (N, 32, 32)
+    horizontal = torch.tensor(np.isin(direction.to_numpy(), ["left", "right"]), device=device)[:, None]
+    across = across[:, None].expand_as(along)
+    x = torch.where(horizontal, along, across)
+    y = torch.where(horizontal, across, along)
+    mask = _resample(y, size, share) @ ink[:, None] @ _resample(x, size, share).transpose(-1, -2)
+    return mask.clamp(0, 1)[..., None]
+
+
+def colour_values(names: pd.Series, device: str | torch.device) -> torch.Tensor:
+    """(N, 1, 1, 1, 3) of 0 to 255."""
+    values = torch.tensor([COLOURS[c] for c in names], dtype=torch.float32, device=device)
+    return values[:, None, None, None, :]
+
+
+def _resample(position: torch.Tensor, size: int, share: float) -> torch.Tensor:
     """Rows of a separable tent filter that puts the glyph at `position` in [0, 1] of its free path.
 
     position: (N, T). Returns (N, T, size, 32), each row a weighted mean of glyph points.
     """
-    box = GLYPH_SHARE * size
+    box = share * size
     step = box / _FINE  # frame pixels per glyph point
     points = position[..., None] * (size - box) + (torch.arange(_FINE, device=position.device) + 0.5) * step
     pixels = torch.arange(size, device=position.device) + 0.5
@@ -148,14 +177,24 @@ def _resample(position: torch.Tensor, size: int) -> torch.Tensor:
     return tent * (step / reach**2)
 
 
+def of_scene(
+    scene: Scene,
+) -> tuple[Callable[..., pd.DataFrame], Callable[..., torch.Tensor], tuple[str, ...]]:
+    """How clips of a scene are planned and rendered, as `plan_clips` and `render_clips`, and their attributes."""
+    if scene == "plain":
+        return plan_clips, render_clips, ATTRIBUTES
+    from pyoco_pipeline.data import crossing_digits
+
+    return crossing_digits.plan_crossing, crossing_digits.render_crossing, crossing_digits.ATTRIBUTES
+
+
 class MovingDigitsSource:
     """The embedded data set as a source of captioned clips.
 
     num_train, num_test: clips per split; size: side in pixels; fps: frames per second, which does not change how fast
-    digits move. Row i of a split is the same for any number of clips.
+    digits move; scene: plain, or crossing, which is `crossing_digits`. Row i of a split is the same for any number of
+    clips.
     """
-
-    kind = "moving_digits"
 
     def __init__(
         self,
@@ -167,6 +206,7 @@ class MovingDigitsSource:
         width: int,
         fps: float,
         seed: int,
+        scene: Scene = "plain",
     ) -> None:
         if height != width:
             raise UserError(
@@ -174,16 +214,19 @@ class MovingDigitsSource:
             )
         self.num_train, self.num_test, self.seed = num_train, num_test, seed
         self.num_frames, self.size, self.fps = num_frames, height, fps
+        self.scene, self.kind = scene, KINDS[scene]
 
     def captions(self) -> pd.DataFrame:
         """All planned clips, train before test, with their captions and attributes."""
-        parts = [plan_clips(self.num_train, "train", self.seed), plan_clips(self.num_test, "test", self.seed)]
+        plan, _, _ = of_scene(self.scene)
+        parts = [plan(self.num_train, "train", self.seed), plan(self.num_test, "test", self.seed)]
         return pd.concat(parts, ignore_index=True)
 
     def read(self, rows: Sequence[Mapping[Any, Any]]) -> Iterator[list[Clip]]:
         """The one clip of each planned row."""
+        _, render, attributes = of_scene(self.scene)
         for first in range(0, len(rows), _RENDERED_AT_ONCE):
             chunk = rows[first : first + _RENDERED_AT_ONCE]
-            videos = render_clips(pd.DataFrame(chunk), self.num_frames, self.size, fps=self.fps).numpy()
+            videos = render(pd.DataFrame(chunk), self.num_frames, self.size, fps=self.fps).numpy()
             for row, video in zip(chunk, videos, strict=True):
-                yield [Clip(str(row["row_id"]), video, {name: str(row[name]) for name in ATTRIBUTES})]
+                yield [Clip(str(row["row_id"]), video, {name: str(row[name]) for name in attributes})]

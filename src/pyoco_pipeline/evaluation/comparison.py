@@ -11,7 +11,6 @@ from typing import Any
 import numpy as np
 
 from pyoco_pipeline.evaluation.confidence import bootstrap_interval, extrapolate, too_few_to_extrapolate
-from pyoco_pipeline.evaluation.digits3d import CLASSES
 from pyoco_pipeline.evaluation.frechet import distance_of_statistics
 from pyoco_pipeline.evaluation.inception_score import inception_score
 from pyoco_pipeline.evaluation.kernel_distance import kernel_distance
@@ -208,8 +207,9 @@ class Comparison:
         return entry
 
     def _caption_accuracy(self, metric: Metric, key: str) -> dict[str, Any]:
+        reader: Any = self.readers[key]
         fake, held_out = (
-            {name: side.readings[key].stacked(name) for name in CLASSES}
+            {name: side.readings[key].stacked(name) for name in reader.extractor.classes}
             for side in (self.fake, self.held_out)
         )
         per_attribute = caption_accuracy(fake, self.fake.attributes)

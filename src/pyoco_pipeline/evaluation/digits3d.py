@@ -1,7 +1,7 @@
 """Digits3D: a small factorised 3-D CNN that reads digit, colour, first direction and speed off moving digits.
 
-Its features carry the Fréchet video distance of the embedded data set and its heads the caption accuracy.
-Trained on rendered training glyphs alone, so that held-out glyphs measure it.
+Its features carry the Fréchet video distance of the embedded data set and its heads the caption accuracy. One for plain
+scenes is in the package; one for crossing scenes reads both digits, and is trained by `digits3d_training`.
 """
 
 from __future__ import annotations
@@ -9,31 +9,23 @@ from __future__ import annotations
 import argparse
 import hashlib
 import json
-import math
-import time
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pandas as pd
 import safetensors.torch
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from pyoco_pipeline.data.digits import (
-    COLOURS,
-    DIRECTIONS,
-    SPEEDS,
-    STEPS_PER_SECOND,
-    plan_clips,
-    render_clips,
-)
+from pyoco_pipeline.data.crossing_digits import ATTRIBUTES as CROSSING
+from pyoco_pipeline.data.digits import COLOURS, DIRECTIONS, SPEEDS, STEPS_PER_SECOND, Scene
 from pyoco_pipeline.errors import UserError
 from pyoco_pipeline.evaluation.settings import MIN_FRAMES, Digits3DTraining
 
-CLASSES: dict[str, tuple[str, ...]] = {
+CLASSES: dict[str, tuple[str, ...]] = {  # of a plain scene's digit
     "digit": tuple(str(d) for d in range(10)),
     "colour": tuple(COLOURS),
     "direction": DIRECTIONS,
@@ -46,16 +38,27 @@ WEIGHTS_FILE = "digits3d.safetensors"
 CARD_FILE = "digits3d.json"
 ASSETS = Path(__file__).parents[1] / "assets" / "digits3d"
 
-_WIDTHS = (48, 96, 128, 160)  # at 16, 8, 4 and 4 pixels a side
 _STRIDES = (1, 2, 2, 1)
-# Columns that are drawn together; the groups are drawn independently, so that no two batches repeat a clip.
-_COLUMN_GROUPS = (
-    ("glyph", "digit"),
-    ("colour",),
-    ("direction", "speed", "along"),
-    ("across",),
-    ("background",),
-)
+
+
+@dataclass(frozen=True)
+class SceneNet:
+    """What Digits3D reads in a scene. widths: channels at 16, 8, 4 and 4 pixels a side; features: of a clip."""
+
+    classes: dict[str, tuple[str, ...]]
+    widths: tuple[int, int, int, int]
+    features: int
+
+
+def classes_of(attribute: str) -> tuple[str, ...]:
+    """The values of an attribute, of the second digit too."""
+    return CLASSES[attribute.removesuffix("2")]
+
+
+NETS: dict[Scene, SceneNet] = {
+    "plain": SceneNet(CLASSES, (48, 96, 128, 160), FEATURES),
+    "crossing": SceneNet({name: classes_of(name) for name in CROSSING}, (64, 128, 192, 256), 2 * FEATURES),
+}
 
 
 class _Block(nn.Module):
@@ -81,15 +84,17 @@ class _Block(nn.Module):
 class Digits3DNet(nn.Module):
     """Reads clips (N, 3, T, 32, 32) in [-1, 1], any T of at least 4, into features and attribute logits."""
 
-    def __init__(self) -> None:
+    def __init__(self, scene: Scene = "plain") -> None:
         super().__init__()
-        shapes = zip((12, *_WIDTHS[:-1]), _WIDTHS, _STRIDES, strict=True)
+        self.scene, net = scene, NETS[scene]
+        self.dim = net.features
+        shapes = zip((12, *net.widths[:-1]), net.widths, _STRIDES, strict=True)
         self.blocks = nn.Sequential(*(_Block(*shape) for shape in shapes))
-        self.penultimate = nn.Linear(2 * _WIDTHS[-1], FEATURES)
-        self.heads = nn.ModuleDict({name: nn.Linear(FEATURES, len(c)) for name, c in CLASSES.items()})
+        self.penultimate = nn.Linear(2 * net.widths[-1], net.features)
+        self.heads = nn.ModuleDict({name: nn.Linear(net.features, len(c)) for name, c in net.classes.items()})
 
     def features(self, x: Tensor) -> Tensor:
-        """Penultimate features (N, 64)."""
+        """Penultimate features (N, dim)."""
         if x.shape[2] < MIN_FRAMES:
             raise ValueError(f"clips have {x.shape[2]} frames, expected at least {MIN_FRAMES}")
         x = F.pixel_unshuffle(x.transpose(1, 2), 2).transpose(1, 2)  # (N, 12, T, 16, 16)
@@ -99,7 +104,7 @@ class Digits3DNet(nn.Module):
         return F.silu(self.penultimate(pooled))
 
     def classify(self, features: Tensor) -> dict[str, Tensor]:
-        """Logits (N, K) of every attribute from features (N, 64)."""
+        """Logits (N, K) of every attribute from features (N, dim)."""
         return {name: head(features) for name, head in self.heads.items()}
 
     def forward(self, x: Tensor) -> dict[str, Tensor]:
@@ -125,164 +130,6 @@ def prepare(video: Tensor | np.ndarray) -> Tensor:
     return (images / 127.5 - 1.0).unflatten(0, (n, t)).transpose(1, 2)
 
 
-def train_digits3d(
-    settings: Digits3DTraining, device: str | torch.device = "cpu"
-) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """Train on freshly rendered clips of training glyphs; the weights and a card with held-out accuracy."""
-    device = torch.device(device)
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(settings.seed)
-        net = Digits3DNet()
-    net.to(device, memory_format=torch.channels_last).train()  # type: ignore[call-overload]
-    decayed = [p for p in net.parameters() if p.ndim > 1]
-    plain = [p for p in net.parameters() if p.ndim <= 1]
-    optimizer = torch.optim.AdamW(
-        [{"params": decayed, "weight_decay": settings.weight_decay}, {"params": plain, "weight_decay": 0.0}],
-        lr=settings.learning_rate,
-    )
-    planned = plan_clips(settings.planned_clips, "train", settings.seed)
-    columns = {name: planned[name].to_numpy() for group in _COLUMN_GROUPS for name in group}
-    rng = np.random.default_rng(settings.seed)
-    generator = torch.Generator(device).manual_seed(settings.seed)
-
-    start = time.monotonic()
-    step, progress = 0, 0.0
-    while progress < 1.0:
-        rate = _learning_rate_share(progress)
-        for group in optimizer.param_groups:
-            group["lr"] = settings.learning_rate * rate
-        table = _draw(columns, settings.batch_size, rng)
-        video = render_clips(
-            table, int(rng.choice(settings.frames)), int(rng.choice(settings.sizes)), device=device
-        )
-        clips = augment(prepare(video), generator)
-        with torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):
-            logits = net(clips)
-        losses = {
-            name: F.cross_entropy(logits[name].float(), target)
-            for name, target in _targets(table, device).items()
-        }
-        loss = sum(losses.values(), (settings.digit_weight - 1) * losses["digit"])
-        optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        nn.utils.clip_grad_norm_(net.parameters(), 5.0)
-        optimizer.step()
-
-        step += 1
-        elapsed = time.monotonic() - start
-        progress = max(step / settings.steps, elapsed / (60 * settings.minutes) if settings.minutes else 0.0)
-        if step % settings.log_every == 0 or progress >= 1.0:
-            parts = " ".join(f"{name} {value.item():.3f}" for name, value in losses.items())
-            print(f"step {step}  {elapsed:.0f} s  {progress:.0%}  loss: {parts}", flush=True)
-            if not math.isfinite(loss.item()):
-                raise FloatingPointError(f"the loss of Digits3D is {loss.item()} at step {step}")
-
-    seconds = round(time.monotonic() - start, 1)
-    net.eval()
-    state = {name: value.detach().cpu().contiguous() for name, value in net.state_dict().items()}
-    card = {
-        "name": "digits3d",
-        "classes": {name: list(names) for name, names in CLASSES.items()},
-        "parameters": sum(p.numel() for p in net.parameters()),
-        "steps": step,
-        "seconds": seconds,
-        "seed": settings.seed,
-        "device": device.type,
-        "torch": torch.__version__,
-        "training": settings.model_dump(mode="json"),
-        "test_clips": settings.test_clips,
-        "accuracy": held_out_accuracy(net, settings, device),
-    }
-    return state, card
-
-
-def augment(clips: Tensor, generator: torch.Generator) -> Tensor:
-    """Small changes that leave the labels as they are, so that imperfect generated clips are read too.
-
-    clips: (N, 3, T, H, W) in [-1, 1]. Per clip: a rotation, scale and shear as if the glyph were written
-    otherwise, gain and offset, blur, and pixel noise; a quarter of the clips stay as rendered.
-    """
-    n, device = len(clips), clips.device
-
-    def uniform(low: float, high: float) -> Tensor:
-        return low + (high - low) * torch.rand(n, device=device, generator=generator)
-
-    def some(share: float) -> Tensor:
-        return (torch.rand(n, device=device, generator=generator) < share).float()
-
-    changed = some(0.75)
-    angle, shear = changed * uniform(-0.2, 0.2), changed * uniform(-0.15, 0.15)
-    wide, tall = 1 + changed * uniform(-0.1, 0.1), 1 + changed * uniform(-0.1, 0.1)
-    zero = torch.zeros_like(angle)
-    matrix = torch.stack(
-        [
-            torch.stack([wide * angle.cos(), shear - tall * angle.sin(), zero], dim=1),
-            torch.stack([wide * angle.sin(), tall * angle.cos(), zero], dim=1),
-        ],
-        dim=1,
-    )
-    flat = clips.flatten(1, 2)  # (N, 3 T, H, W): one map for all frames of a clip
-    grid = F.affine_grid(matrix, list(flat.shape), align_corners=False)
-    flat = F.grid_sample(flat, grid, padding_mode="border", align_corners=False)
-    blurred = F.avg_pool2d(F.pad(flat, (1, 1, 1, 1), mode="replicate"), 3, stride=1)
-    flat = torch.lerp(flat, blurred, (changed * some(0.5) * uniform(0.0, 1.0))[:, None, None, None])
-
-    clips = flat.unflatten(1, clips.shape[1:3])
-    gain, offset = 1 + changed * uniform(-0.12, 0.12), changed * uniform(-0.08, 0.08)
-    strength = changed * some(0.5) * uniform(0.0, 0.2)
-    noise = torch.randn(clips.shape, device=device, generator=generator)
-    clips = clips * _per_clip(gain) + _per_clip(offset) + noise * _per_clip(strength)
-    return clips.clamp(-1, 1)
-
-
-def _per_clip(value: Tensor) -> Tensor:
-    return value[:, None, None, None, None]
-
-
-def _learning_rate_share(progress: float, warmup: float = 0.03) -> float:
-    if progress < warmup:
-        return 0.05 + 0.95 * progress / warmup
-    return 0.5 * (1 + math.cos(math.pi * (progress - warmup) / (1 - warmup)))
-
-
-def _draw(columns: Mapping[str, np.ndarray], num: int, rng: np.random.Generator) -> pd.DataFrame:
-    drawn: dict[str, np.ndarray] = {}
-    for group in _COLUMN_GROUPS:
-        rows = rng.integers(len(columns[group[0]]), size=num)
-        drawn |= {name: columns[name][rows] for name in group}
-    return pd.DataFrame(drawn)
-
-
-def _targets(table: pd.DataFrame, device: torch.device) -> dict[str, Tensor]:
-    return {
-        name: torch.tensor([names.index(value) for value in table[name]], device=device)
-        for name, names in CLASSES.items()
-    }
-
-
-@torch.no_grad()
-def held_out_accuracy(
-    net: Digits3DNet,
-    settings: Digits3DTraining,
-    device: torch.device,
-    *,
-    sizes: tuple[int, ...] = (16, 32, 64),
-) -> dict[str, dict[str, float]]:
-    """Accuracy per attribute on clips of held-out glyphs, for each side and frame count ("32px_16frames")."""
-    table = plan_clips(settings.test_clips, "test", settings.seed)
-    accuracy = {}
-    for size in sizes:
-        for frames in settings.frames:
-            right = dict.fromkeys(CLASSES, 0)
-            for first in range(0, len(table), 64):
-                part = table.iloc[first : first + 64]
-                logits = net(prepare(render_clips(part, frames, size, device=device)))
-                for name, target in _targets(part, device).items():
-                    right[name] += int((logits[name].argmax(dim=1) == target).sum())
-            accuracy[f"{size}px_{frames}frames"] = {k: round(v / len(table), 4) for k, v in right.items()}
-    return accuracy
-
-
 def save_digits3d(folder: str | Path, state: Mapping[str, Tensor], card: Mapping[str, Any]) -> str:
     """Write the weights and their card into `folder`; returns the sha256 of the weights file."""
     folder = Path(folder)
@@ -294,38 +141,60 @@ def save_digits3d(folder: str | Path, state: Mapping[str, Tensor], card: Mapping
     return sha256
 
 
+def read_card(folder: str | Path | None = None) -> dict[str, Any]:
+    """The card of the weights in `folder`, by default of those in the package; UserError where it can't be read."""
+    path = _found(ASSETS if folder is None else Path(folder), CARD_FILE)
+    try:
+        card = json.loads(path.read_text())
+        scene = card.setdefault("scene", "plain")
+    except (ValueError, AttributeError):
+        raise UserError(
+            f"{path} is no card of Digits3D: restore it with its weights from one source."
+        ) from None
+    if scene not in NETS:
+        raise UserError(
+            f"{path} says scene={scene}, expected {' or '.join(NETS)}: train it with this version."
+        )
+    return card
+
+
 def load_digits3d(folder: str | Path | None = None) -> tuple[Digits3DNet, str]:
     """The network in eval mode and the sha256 of its weights; by default the one in the package.
 
     Raises UserError when a file is missing or the weights are not those that the card names.
     """
     folder = ASSETS if folder is None else Path(folder)
-    weights_path, card_path = folder / WEIGHTS_FILE, folder / CARD_FILE
-    for path in (weights_path, card_path):
-        if not path.is_file():
-            raise UserError(
-                f"{path} is missing. Train it: python -m pyoco_pipeline.evaluation.digits3d --out {folder}"
-            )
+    weights_path, card = _found(folder, WEIGHTS_FILE), read_card(folder)
     weights = weights_path.read_bytes()
     sha256 = hashlib.sha256(weights).hexdigest()
-    expected = json.loads(card_path.read_text()).get("sha256")
-    if sha256 != expected:
+    if sha256 != card.get("sha256"):
         raise UserError(
-            f"{weights_path} has sha256 {sha256}, but {card_path.name} names {expected}. "
+            f"{weights_path} has sha256 {sha256}, but {CARD_FILE} names {card.get('sha256')}. "
             "Restore both files from one source."
         )
-    net = Digits3DNet()
+    net = Digits3DNet(card["scene"])
     net.load_state_dict(safetensors.torch.load(weights))
     return net.eval().requires_grad_(False), sha256
 
 
+def _found(folder: Path, name: str) -> Path:
+    if not (folder / name).is_file():
+        raise UserError(
+            f"{folder / name} is missing. Train it: python -m pyoco_pipeline.evaluation.digits3d --out {folder}"
+        )
+    return folder / name
+
+
 def main() -> None:
     """Train Digits3D and write its weights and card."""
+    from pyoco_pipeline.evaluation.digits3d_training import train_digits3d
+
     defaults = Digits3DTraining()
     parser = argparse.ArgumentParser(
         prog="python -m pyoco_pipeline.evaluation.digits3d", description=main.__doc__
     )
     parser.add_argument("--out", type=Path, required=True, help="folder for the weights and the card")
+    parser.add_argument("--scene", choices=list(NETS), default=defaults.scene)
     parser.add_argument("--steps", type=int, default=defaults.steps)
     parser.add_argument("--minutes", type=float, default=None, help="stop training after this long")
     parser.add_argument("--batch-size", type=int, default=defaults.batch_size)

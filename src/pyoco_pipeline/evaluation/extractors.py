@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from pyoco_pipeline.errors import UserError
-from pyoco_pipeline.evaluation.digits3d import CLASSES, FEATURES, load_digits3d, prepare
+from pyoco_pipeline.evaluation.digits3d import NETS, load_digits3d, prepare
 
 Videos = np.ndarray | Tensor
 
@@ -39,33 +39,36 @@ class Digits3D:
     """
 
     name = "digits3d"
-    dim = FEATURES
 
     def __init__(self, folder: str | Path | None = None, device: str | torch.device = "cpu") -> None:
         net, self.sha256 = load_digits3d(folder)
+        self.dim = net.dim
+        self.classes = NETS[net.scene].classes  # by attribute
         self.device = torch.device(device)
         self._net = net.to(self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
 
     @torch.inference_mode()
     def features(self, videos: Videos) -> np.ndarray:
-        """(N, 64) float32."""
+        """(N, dim) float32."""
         return self._net.features(self._prepare(videos)).cpu().numpy()
 
     @torch.inference_mode()
     def probabilities(self, videos: Videos) -> dict[str, np.ndarray]:
-        """Softmax probabilities (N, K) of every attribute, in the order of `digits3d.CLASSES`."""
+        """Softmax probabilities (N, K) of every attribute, in the order of `classes`."""
         return self.probabilities_of(self.features(videos))
 
     @torch.inference_mode()
     def probabilities_of(self, features: np.ndarray) -> dict[str, np.ndarray]:
-        """The same from features (N, 64) that are there already."""
+        """The same from features (N, dim) that are there already."""
         logits = self._net.classify(torch.as_tensor(features, device=self.device))
         return {name: value.double().softmax(dim=1).cpu().numpy() for name, value in logits.items()}
 
     def read(self, videos: Videos) -> list[dict[str, str]]:
         """Per clip the most probable class of every attribute."""
         likely = {name: p.argmax(axis=1) for name, p in self.probabilities(videos).items()}
-        return [{name: CLASSES[name][rows[i]] for name, rows in likely.items()} for i in range(len(videos))]
+        return [
+            {name: self.classes[name][rows[i]] for name, rows in likely.items()} for i in range(len(videos))
+        ]
 
     def _prepare(self, videos: Videos) -> Tensor:
         return prepare(torch.as_tensor(videos).to(self.device))

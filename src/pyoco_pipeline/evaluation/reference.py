@@ -18,6 +18,7 @@ import safetensors.torch
 import torch
 
 from pyoco_pipeline.data.clips import CaptionedClip, ClipStore
+from pyoco_pipeline.data.digits import KINDS
 from pyoco_pipeline.data.sources.base import draw
 from pyoco_pipeline.errors import UserError
 from pyoco_pipeline.evaluation.protocols import Protocol
@@ -28,7 +29,6 @@ logger = logging.getLogger(__name__)
 
 REFERENCE_SPLIT = "train"
 CACHE_VERSION = 1  # of what is read and how it is kept
-DIGITS_KIND = "moving_digits"
 
 
 @dataclass(frozen=True)
@@ -114,7 +114,7 @@ def _too_few(reference: ClipStore, split: str, total: int) -> UserError:
 
 def _files(reference: ClipStore, split: str) -> list[str]:
     """The video that each clip was cut from; rendered clips have none."""
-    if reference.manifest.kind == DIGITS_KIND:
+    if reference.manifest.kind in KINDS.values():
         return []
     return [item.clip.attributes.get("path", "") for item in reference.clips(split)]
 

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from pyoco_pipeline.evaluation.digits3d import CLASSES
+from pyoco_pipeline.evaluation.digits3d import classes_of
 
 
 def caption_accuracy(
@@ -15,7 +15,7 @@ def caption_accuracy(
 ) -> dict[str, dict[str, float]]:
     """Share of clips in which each captioned attribute is read.
 
-    probabilities: attribute -> (N, K) in the order of `digits3d.CLASSES`; attributes: what the N captions
+    probabilities: attribute -> (N, K) in the order of `digits3d.classes_of`; attributes: what the N captions
     say. Returns attribute -> value, standard_error (binomial), chance (1 / K) and num. Raises ValueError when
     a clip lacks an attribute or names an unknown class.
     """
@@ -39,7 +39,7 @@ def _read_right(
     for name, p in probabilities.items():
         if len(p) != len(attributes):
             raise ValueError(f"{name}: probabilities of {len(p)} clips, but attributes of {len(attributes)}")
-        classes = CLASSES[name]
+        classes = classes_of(name)
         for i, said in enumerate(attributes):
             if said.get(name) not in classes:
                 raise ValueError(

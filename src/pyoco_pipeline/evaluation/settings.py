@@ -41,6 +41,13 @@ class ExtractorSettings(Settings):
     precision: Literal["float32", "bfloat16"] = "float32"  # bfloat16 marks the metric's name
 
 
+class Digits3DSettings(Settings):
+    """A Digits3D of one's own, as the pipeline digits_classifier writes it."""
+
+    path: str = Field(min_length=1)  # the folder
+    sha256: str | None = Field(default=None, pattern="^[0-9a-f]{64}$")  # that its weights must have
+
+
 class EvaluateSettings(Settings):
     """What is measured, on which clips, and on how many.
 
@@ -48,6 +55,7 @@ class EvaluateSettings(Settings):
     """
 
     metrics: tuple[MetricName, ...] | Literal["auto"] = "auto"  # auto: the protocol's, or all that apply
+    digits3d: Digits3DSettings | None = None  # None: the one in the package, for plain scenes
     extractors: dict[ExtractorName, ExtractorSettings] = Field(default={})
     protocol: ProtocolName | None = None  # None: clips and counts as they are
     generated: str | None = (
@@ -85,6 +93,7 @@ class EvaluateSettings(Settings):
 class Digits3DTraining(Settings):
     """How Digits3D is trained."""
 
+    scene: Literal["plain", "crossing"] = "plain"  # of ingest.moving_digits; crossing: both digits are read
     steps: int = Field(default=6000, ge=1)
     minutes: float | None = Field(default=None, gt=0)  # stop then; the schedule follows the clock
     batch_size: int = Field(default=256, ge=2)
@@ -96,4 +105,5 @@ class Digits3DTraining(Settings):
     frames: tuple[int, ...] = (8, 16)
     planned_clips: int = Field(default=20000, ge=1)
     test_clips: int = Field(default=1024, ge=1)
+    test_sizes: tuple[int, ...] = (16, 32, 64)
     log_every: int = Field(default=200, ge=1)

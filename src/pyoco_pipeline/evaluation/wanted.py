@@ -11,15 +11,15 @@ from typing import get_args
 import torch
 
 from pyoco_pipeline.data.clips import ClipStore
+from pyoco_pipeline.data.digits import KINDS, Scene
 from pyoco_pipeline.errors import UserError
-from pyoco_pipeline.evaluation.digits3d import CLASSES, MIN_FRAMES, frames_per_step
+from pyoco_pipeline.evaluation.digits3d import MIN_FRAMES, NETS, frames_per_step, read_card
 from pyoco_pipeline.evaluation.extractor_registry import open_extractor
 from pyoco_pipeline.evaluation.extractors import Digits3D, Lite0
 from pyoco_pipeline.evaluation.metric_table import TABLE
 from pyoco_pipeline.evaluation.protocols import Protocol
 from pyoco_pipeline.evaluation.published.base import PublishedExtractor
 from pyoco_pipeline.evaluation.readers import ClipReader, DigitsReader, FrameReader, PixelReader, Reader
-from pyoco_pipeline.evaluation.reference import DIGITS_KIND
 from pyoco_pipeline.evaluation.settings import METRICS, EvaluateSettings, ExtractorSettings, MetricName
 
 DIGITS_METRICS = ("fvd_digits3d", "is_digits3d", "caption_accuracy")
@@ -34,6 +34,8 @@ class Extractors:
     def __init__(
         self, settings: EvaluateSettings, device: str | torch.device, digits3d_folder: str | Path | None
     ) -> None:
+        if digits3d_folder is None and settings.digits3d:
+            digits3d_folder = settings.digits3d.path
         self.settings, self.digits3d_folder, self._device = settings, digits3d_folder, device
         self.published: dict[str, PublishedExtractor] = {
             name: _open(name, options, device) for name, options in settings.extractors.items()
@@ -41,7 +43,19 @@ class Extractors:
 
     @cached_property
     def digits3d(self) -> Digits3D:
-        return Digits3D(self.digits3d_folder, self._device)
+        found = Digits3D(self.digits3d_folder, self._device)
+        asked = self.settings.digits3d.sha256 if self.settings.digits3d else None
+        if asked not in (None, found.sha256):
+            raise UserError(
+                f"{self.digits3d_folder} holds weights of sha256 {found.sha256}, but evaluate.digits3d.sha256 is "
+                f"{asked}: correct either."
+            )
+        return found
+
+    @cached_property
+    def scene(self) -> Scene:
+        """What Digits3D was trained to read, by its card."""
+        return read_card(self.digits3d_folder)["scene"]
 
     @cached_property
     def lite0(self) -> Lite0:
@@ -96,7 +110,10 @@ def wanted_metrics(
 def _refusals(
     generated: ClipStore, reference: ClipStore, num_frames: int, extractors: Extractors, asked: Sequence[str]
 ) -> dict[str, str]:
-    refused = {n: r for n, r in _digits_refusals(generated, reference, num_frames).items() if n in asked}
+    refused = {}
+    if any(name in DIGITS_METRICS for name in asked):
+        digits = _digits_refusals(generated, reference, num_frames, extractors.scene)
+        refused = {name: reason for name, reason in digits.items() if name in asked}
     for name in asked:
         metric = TABLE[name]
         if metric.extractor in ("digits3d", "lite0", None):
@@ -121,18 +138,23 @@ def _refusals(
     return refused
 
 
-def _digits_refusals(generated: ClipStore, reference: ClipStore, num_frames: int) -> dict[str, str]:
-    others = [s for s in (generated, reference) if s.manifest.kind != DIGITS_KIND]
+def _digits_refusals(
+    generated: ClipStore, reference: ClipStore, num_frames: int, scene: Scene
+) -> dict[str, str]:
+    others = [s for s in (generated, reference) if s.manifest.kind != KINDS[scene]]
     if others:
         kind = others[0].manifest.kind
-        reason = f"Digits3D reads moving digits only, and {others[0].folder} holds clips of kind {kind}."
+        which = "moving digits only"
+        if kind in KINDS.values():  # digits too, but of another scene
+            which += f", and this one those of {scene} scenes (evaluate.digits3d gives another)"
+        reason = f"Digits3D reads {which}, and {others[0].folder} holds clips of kind {kind}."
         return dict.fromkeys(DIGITS_METRICS, reason)
     stride = frames_per_step(reference.manifest.fps)
     if -(-num_frames // stride) < MIN_FRAMES:
         needed = (MIN_FRAMES - 1) * stride + 1
         reason = f"Digits3D needs clips of at least {needed} frames, and these have {num_frames}."
         return dict.fromkeys(DIGITS_METRICS, reason)
-    if missing := [k for k in CLASSES if k not in next(generated.clips()).clip.attributes]:
+    if missing := [k for k in NETS[scene].classes if k not in next(generated.clips()).clip.attributes]:
         return {"caption_accuracy": f"The clips in {generated.folder} do not say their {', '.join(missing)}."}
     return {}
 

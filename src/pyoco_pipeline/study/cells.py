@@ -176,5 +176,7 @@ def shared_facts(settings: AblateAlphaSettings) -> dict[str, Any]:
         "num_clips": settings.num_clips,
         "sample_seed": settings.sample_seed,
         "sigma_data": settings.sigma_data,
-        "evaluate": settings.evaluate.model_dump(exclude={"batch_size", "num_processes", "generated"}),
+        "evaluate": settings.evaluate.model_dump(
+            exclude={"batch_size", "num_processes", "generated", "digits3d"}
+        ),
     }

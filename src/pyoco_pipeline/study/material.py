@@ -18,7 +18,7 @@ from pyoco_pipeline.data.clips import CaptionedClip, ClipStore, write_clips
 from pyoco_pipeline.data.embeddings import TextEmbeddings
 from pyoco_pipeline.data.latents import autoencoder_sha256, training_store
 from pyoco_pipeline.errors import UserError
-from pyoco_pipeline.evaluation.digits3d import ASSETS, CARD_FILE
+from pyoco_pipeline.evaluation.digits3d import read_card
 from pyoco_pipeline.evaluation.extractors import LITE0_SHA256
 from pyoco_pipeline.evaluation.settings import EvaluateSettings
 from pyoco_pipeline.models import inflate, load_video_model, save_video_model
@@ -136,7 +136,7 @@ class Material:
 
 def extractor_digests(settings: EvaluateSettings) -> dict[str, str]:
     """Which weights read the clips."""
-    card = json.loads((ASSETS / CARD_FILE).read_text())
+    card = read_card(settings.digits3d.path if settings.digits3d else None)
     digests = {"digits3d": card["sha256"], "lite0": LITE0_SHA256}
     for name, options in settings.extractors.items():
         path = Path(options.path)

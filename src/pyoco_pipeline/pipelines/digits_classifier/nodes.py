@@ -1,4 +1,4 @@
-"""Training of the digits classifier that ships with the package."""
+"""Training of a digits classifier: that which ships with the package, or one for crossing scenes."""
 
 from __future__ import annotations
 
@@ -12,7 +12,8 @@ def train_classifier(digits_classifier: Digits3DTraining) -> FolderWriter:
     """Train the classifier on rendered training glyphs and read held-out glyphs with it."""
     import torch
 
-    from pyoco_pipeline.evaluation.digits3d import save_digits3d, train_digits3d
+    from pyoco_pipeline.evaluation.digits3d import save_digits3d
+    from pyoco_pipeline.evaluation.digits3d_training import train_digits3d
 
     device = "cuda" if torch.cuda.is_available() else "cpu"
     state, card = train_digits3d(digits_classifier, device)
