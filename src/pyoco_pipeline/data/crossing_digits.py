@@ -7,6 +7,8 @@ its row.
 
 from __future__ import annotations
 
+from functools import lru_cache
+
 import numpy as np
 import pandas as pd
 import torch
@@ -141,6 +143,7 @@ def _textures(seeds: pd.Series, time: torch.Tensor, size: int) -> torch.Tensor:
     return (total[..., None] * tint[:, None, None, None, :]).clamp(0, 255)
 
 
+@lru_cache(maxsize=1 << 16)  # a classifier in training sees each many times
 def _drawn_texture(seed: int) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
     """Waves (K, 4): cycles along x and y, phase in turns, amplitude; drift (2,); brightness (); tint (3,)."""
     rng = np.random.default_rng(seed)
