@@ -207,6 +207,20 @@ def test_p_mean_is_found_where_several_were_tried_and_predicted_for_every_prior(
     assert not any(row["prior"].startswith("scratch") for row in spectrum["priors"])
 
 
+@pytest.mark.parametrize(("accuracy", "says"), [(0.97, False), (0.6, True)])
+def test_the_page_says_where_the_image_model_is_too_weak(accuracy: float, says: bool) -> None:
+    made = study()
+    for cell in made["cells"]:
+        cell["neighbour_correlation"] = 0.9 if cell["kind"] == "progressive" else 0.1
+        right = accuracy if cell["kind"] == "progressive" else 0.2  # frames that flicker can't be read
+        cell["evaluations"][0]["values"]["caption_accuracy_digit"] = right
+    found = analyse(made, DIGITS, CLIPS)
+    assert found["image_model"]["accuracy"] == pytest.approx(accuracy)
+    assert found["image_model"]["enough"] is not says
+    assert ("train it longer" in Tags(render_page(found, DIGITS, {}, [])).text) is says
+    assert analyse(study(), DIGITS, CLIPS)["image_model"] is None
+
+
 class Tags(HTMLParser):
     """The elements of a page, and its text."""
 

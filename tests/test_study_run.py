@@ -13,11 +13,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from filelock import FileLock
 from test_study_cells import TRAIN
 from tiny import make_embeddings, make_store, make_video_unet
 
 from pyoco_pipeline.models import save_video_model
 from pyoco_pipeline.study import run_cell as run_cell_module
+from pyoco_pipeline.study.cells import Cell, configurations, untrained_id
 from pyoco_pipeline.study.halving import run_study
 from pyoco_pipeline.study.material import Material
 from pyoco_pipeline.study.run_cell import Outcome
@@ -107,6 +109,34 @@ def test_before_training_a_prior_is_scored_once_for_all_sigma_laws(
     assert found["iid P_mean=-1.2 seed=0"][0] != found["progressive α=2 P_mean=-1.2 seed=0"][0]
     priors_and_seeds = {(cell["prior"], cell["seed"]) for cell in study["cells"]}
     assert len(list((material.work / "untrained").iterdir())) == len(priors_and_seeds)
+
+
+def test_a_cell_does_not_wait_for_another_ones_untrained_scores_but_trains_meanwhile(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Another process makes them, as its lock says; it is gone when this cell has trained, without having made them."""
+    material, trained = make_material(tmp_path), run_cell_module._Piece._train
+    of = settings(priors=[{"kind": "iid"}], sigma_means=[0.4], seeds=[0], rungs=[{"steps": 4}])
+    shared = material.facts(of)
+    (chosen,) = configurations(of)
+    folder = material.work / "untrained" / untrained_id(Cell(chosen, 0), shared)
+    folder.mkdir(parents=True)
+    other = FileLock(folder / ".lock")
+    other.acquire()
+    seen = []
+
+    def train(self: Any) -> None:
+        seen.append(self.folder.evaluations.steps())
+        trained(self)
+        other.release()
+
+    monkeypatch.setattr(run_cell_module._Piece, "_train", train)
+    (cell,) = run_study(material, of)["cells"]
+    assert seen == [[]]
+    assert [row["step"] for row in cell["evaluations"]] == [0, 4]
+    monkeypatch.undo()
+    (alone,) = run_study(make_material(tmp_path / "alone"), of)["cells"]
+    assert scores({"cells": [cell]}) == scores({"cells": [alone]})
 
 
 def test_training_moves_the_scores_and_sigma_and_seed_matter(whole: tuple[Material, dict[str, Any]]) -> None:
@@ -304,6 +334,30 @@ def test_a_process_that_dies_costs_its_cell_alone(
     assert outcomes == {"0": "done", "1": "failed", "2": "done", "3": "done"}
     assert tasks[1].folder.error()
     assert tasks[0].folder.error() is None
+
+
+@pytest.mark.slow
+def test_a_worker_takes_cell_after_cell_over_all_rungs(tmp_path: Path) -> None:
+    """One process for all: what it imported and started is there for the next cell."""
+    of = settings(executor="processes", workers=1)
+    with cell_runner(of) as run:
+        tasks: Any = [ProcessId(str(i), False, CellFolder(tmp_path, str(i))) for i in range(3)]
+        for _ in range(2):
+            assert [outcome for _, outcome in run(tasks)] == ["done"] * 3
+    ids = {(tmp_path / "cells" / str(i) / "process").read_text() for i in range(3)}
+    assert len(ids) == 1
+    assert str(os.getpid()) not in ids.pop()
+
+
+class ProcessId(FakeTask):
+    """Notes, after those of earlier runs, in which process it runs."""
+
+    def run(self) -> Outcome:
+        self.folder.folder.mkdir(parents=True, exist_ok=True)
+        noted = self.folder.folder / "process"
+        before = set(noted.read_text().split()) if noted.is_file() else set()
+        noted.write_text(" ".join(sorted(before | {str(os.getpid())})))
+        return "done"
 
 
 @pytest.mark.slow

@@ -201,3 +201,4 @@ def log_scale(panel: Axes) -> None:
     if low > 0 and high / low > 12:
         panel.set_yscale("log")
         panel.yaxis.set_major_formatter("{x:g}")  # the default is in TeX, which titles of users rule out
+        panel.yaxis.set_minor_formatter(lambda value, _: f"{value:g}" if f"{value:e}"[0] in "25" else "")

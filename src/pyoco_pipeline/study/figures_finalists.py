@@ -21,16 +21,23 @@ _STYLES = ("-", "--", ":", "-.")
 Points = Sequence[tuple[int, Interval]]
 
 
-def solver_curves(table: StudyTable, real: float | None, *, dark: bool = False) -> bytes:
-    """The metric against solver steps, a line per finalist with the intervals over seeds. table: of `solver_table`."""
+def solver_curves(
+    table: StudyTable, names: Collection[str], real: float | None, *, dark: bool = False
+) -> bytes:
+    """The metric against solver steps, a line per configuration of these names with the intervals over seeds.
+
+    table: of `solver_table`.
+    """
     with new_figure((9.2, 4.2), dark) as figure:
         panel, drawn = figure.subplots(), {}  # type: ignore[var-annotated]
-        for row in table.rows:
+        for row in [row for row in table.rows if row.name in names]:
             scores = ((steps, table.mean(row, steps)) for steps in row.steps(table.metric))
             points = [(steps, score) for steps, score in scores if score is not None]
             number = drawn[row.family] = drawn.get(row.family, -1) + 1
-            _line(panel, points, colour_of(row.family), _STYLES[number % 4], row.name)
+            style = "-." if row.init == "scratch" else _STYLES[number % 3]
+            _line(panel, points, colour_of(row.family), style, row.name)
         _finish(panel, "solver steps", table.steps, table.metric, real)
+        panel.legend(fontsize=8, frameon=False, loc="center left", bbox_to_anchor=(1.0, 0.5))
         return as_png(figure)
 
 
@@ -48,6 +55,7 @@ def portion_curves(
         for prior, found in points.items():
             _line(left, found, colours[prior], "-", prior)
         _finish(left, "training clips", places, parts[0].table.metric, real)
+        left.legend(fontsize=8, frameon=False)
         for number, part in enumerate(parts):
             words = "all" if part.num_clips is None else str(part.num_clips)
             for prior in points:
@@ -83,4 +91,3 @@ def _finish(panel: Axes, x: str, places: Collection[int], metric: str, real: flo
     panel.set_xlabel(x)
     panel.set_ylabel(metric)
     log_scale(panel)
-    panel.legend(fontsize=8, frameon=False)

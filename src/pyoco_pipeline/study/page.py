@@ -55,7 +55,7 @@ def draw_figures(found: Mapping[str, Any], settings: AblateAlphaSettings) -> dic
     floor = real.get(metrics[0])
     solver = solver_table(found["cells"], settings)
     if solver.rows:
-        drawn["solver"] = partial(figures_finalists.solver_curves, solver, floor)
+        drawn["solver"] = partial(figures_finalists.solver_curves, solver, [row.name for row in rows], floor)
     if parts := portions(found["cells"], settings):
         points = portion_points(parts, found["num_clips"])
         drawn["clips"] = partial(figures_finalists.portion_curves, points, parts, floor)
