@@ -65,6 +65,7 @@ def test_environments_of_moving_digits_are_fine_and_nothing_is_written(project: 
             {"evaluate.extractors": "{c3d_ucf101: {path: weights/c3d.pt}}"},
             "evaluate.extractors.c3d_ucf101.path: ",
         ),
+        ("base", {"evaluate.digits3d": "{path: weights/digits}"}, "evaluate.digits3d.path: "),
         ("videos", {}, "ingest.video_folder.root: "),
         ("cascade", {"finetune_video.sr256.condition.scale": 4}, "stage sr256"),
         (

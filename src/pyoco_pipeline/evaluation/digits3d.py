@@ -180,7 +180,8 @@ def load_digits3d(folder: str | Path | None = None) -> tuple[Digits3DNet, str]:
 def _found(folder: Path, name: str) -> Path:
     if not (folder / name).is_file():
         raise UserError(
-            f"{folder / name} is missing. Train it: python -m pyoco_pipeline.evaluation.digits3d --out {folder}"
+            f"{folder / name} is missing. Train it: kedro run --pipelines digits_classifier, with the same --env, or "
+            f"python -m pyoco_pipeline.evaluation.digits3d --out {folder}"
         )
     return folder / name
 

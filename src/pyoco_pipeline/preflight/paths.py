@@ -54,6 +54,8 @@ def _named(plan: Plan) -> Iterator[tuple[str, str]]:
         yield from _if_path("generate.video.clips", generate.video.clips)
     for key in ("generated", "reference", "prompts"):
         yield from _if_path(f"evaluate.{key}", getattr(evaluate, key))
+    if evaluate.digits3d is not None:
+        yield from _if_path("evaluate.digits3d.path", evaluate.digits3d.path)
     for name, extractor in evaluate.extractors.items():
         yield from _if_path(f"evaluate.extractors.{name}.path", extractor.path)
 
