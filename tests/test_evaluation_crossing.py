@@ -8,9 +8,11 @@ from typing import Any
 
 import pytest
 import torch
+from projects import kedro_run, make_project
 
 from pyoco_pipeline.data.clips import CaptionedClip, ClipStore, write_clips
 from pyoco_pipeline.data.digits import MovingDigitsSource
+from pyoco_pipeline.data.embeddings import TextEmbeddings
 from pyoco_pipeline.errors import UserError
 from pyoco_pipeline.evaluation.digits3d import CARD_FILE, NETS, Digits3DNet, read_card, save_digits3d
 from pyoco_pipeline.evaluation.digits3d_training import train_digits3d
@@ -109,3 +111,27 @@ def test_a_classifier_of_crossing_scenes_learns_what_is_easiest_in_a_minute() ->
     assert set(accuracy) == set(NETS["crossing"].classes)
     assert accuracy["colour"] > 2 / 7  # twice chance
     Digits3DNet("crossing").load_state_dict(state)
+
+
+@pytest.mark.slow
+def test_conf_crossing_makes_such_clips_and_trains_what_reads_them(
+    tmp_path: Path,
+) -> None:
+    project = make_project(tmp_path)
+    few = {
+        "ingest.moving_digits.num_train": 24,
+        "ingest.moving_digits.num_test": 8,
+        "digits_classifier.steps": 1,
+        "digits_classifier.batch_size": 4,
+        "digits_classifier.planned_clips": 8,
+        "digits_classifier.test_clips": 8,
+    }
+    done = kedro_run(project, "--env", "crossing", "--pipelines", "ingest,digits_classifier", params=few)
+    assert done.exit_code == 0, done.output
+    embeddings = TextEmbeddings(project / "data/crossing/04_feature/text_embeddings")
+    assert embeddings.max_tokens == 32  # tests/test_data_crossing_digits.py: captions are no longer
+    store = ClipStore(project / "data/crossing/03_primary/clips")
+    assert (store.manifest.kind, store.shape) == ("crossing_digits", (8, 24, 24))
+    weights = project / "data/crossing/06_models/digits_classifier"
+    assert set(read_card(weights)["accuracy"]) == {"24px_8frames"}
+    assert not evaluate_clips(store, store, own(weights))["refused"]

@@ -195,6 +195,10 @@ def test_a_configuration_without_a_score_goes_no_further() -> None:
         ({"priors": [{"kind": "mixed"}]}, "mixed and progressive have some"),
         ({"priors": [{"kind": "iid", "alphas": [1]}]}, "mixed and progressive have some"),
         ({"fewer_clips": FEWER | {"priors": [{"kind": "empirical"}]}}, "has empirical, which priors has not"),
+        (
+            {"fewer_clips": FEWER | {"priors": [{"kind": "progressive", "alphas": [2, 3]}]}},
+            "has progressive with α=3, which priors has not",
+        ),
         ({"fewer_clips": FEWER | {"sigma_means": [2.0]}}, "has 2.0, which sigma_means has not"),
         ({"fewer_clips": FEWER | {"num_clips": [5, 5]}}, "has one twice"),
         ({"solver_steps": [0]}, "greater than 0"),

@@ -174,11 +174,12 @@ class AblateAlphaSettings(Settings):
             return self
         if len(set(fewer.num_clips)) != len(fewer.num_clips):
             raise ValueError(f"fewer_clips.num_clips={fewer.num_clips} has one twice")
-        known = {prior.kind: prior for prior in self.priors}
+        tried = {(prior.kind, alpha) for prior in self.priors for alpha in prior.alphas or (None,)}
         for prior in fewer.priors:
-            tried = known.get(prior.kind)
-            if tried is None or not set(prior.alphas) <= set(tried.alphas):
-                raise ValueError(f"fewer_clips.priors has {prior.kind}, which priors has not: add it there")
+            for alpha in prior.alphas or (None,):
+                if (prior.kind, alpha) not in tried:
+                    name = prior.kind if alpha is None else f"{prior.kind} with α={alpha:g}"
+                    raise ValueError(f"fewer_clips.priors has {name}, which priors has not: add it there")
         if missing := sorted(set(fewer.sigma_means) - set(self.sigma_means)):
             raise ValueError(
                 f"fewer_clips.sigma_means has {missing[0]}, which sigma_means has not: add it there"
