@@ -159,3 +159,12 @@ def test_a_network_that_breaks_in_another_process_is_the_same_error(tmp_path, st
         read_sets(sets, extractors, ["cpu", "cpu"])
     assert str(caught.value).startswith("digits3d gives values that are not finite for clip ")
     assert str(caught.value).endswith("and 3 more of its batch: check its weights.")
+
+
+def test_scores_are_the_same_inside_the_autocast_of_a_training(stores, digits3d):
+    generated, reference = stores
+    alone = evaluate_clips(generated, reference, EvaluateSettings(), digits3d_folder=digits3d)
+    with torch.autocast("cpu", torch.bfloat16):
+        inside = evaluate_clips(generated, reference, EvaluateSettings(), digits3d_folder=digits3d)
+
+    assert flatten_metrics(inside) == flatten_metrics(alone)

@@ -197,6 +197,24 @@ def test_relative_attention_without_a_bias_is_attention_without_positions(monkey
     assert not torch.allclose(relative(x, 5)[shuffled], relative(x[shuffled], 5), atol=1e-3)
 
 
+@torch.no_grad()
+def test_sinusoidal_positions_tell_the_first_frame_from_the_others():
+    """Rotary ones can't: alike frames stay alike."""
+    still = torch.randn(1, 8, 2, 2).expand(5, -1, -1, -1)
+    rotary, sinusoidal = TemporalAttention(8, 4), TemporalAttention(8, 4, absolute=True)
+    perturb(rotary)
+    sinusoidal.load_state_dict(rotary.state_dict())
+
+    torch.testing.assert_close(rotary(still, 5)[0], rotary(still, 5)[3])
+    assert not torch.allclose(sinusoidal(still, 5)[0], sinusoidal(still, 5)[3], atol=1e-3)
+
+
+def test_an_inflated_model_has_the_positions_that_it_was_asked_for():
+    for position, absolute in {"rotary": False, "sinusoidal": True}.items():
+        modules = inflate(make_unet(), position=position).temporal.values()
+        assert {m.absolute for m in modules if isinstance(m, TemporalAttention)} == {absolute}
+
+
 def test_relative_positions_learn_and_end_at_their_range():
     model = inflate(make_unet(), position="relative", max_frames=4)
     cond = {"encoder_hidden_states": torch.ones(2, 4, 8)}

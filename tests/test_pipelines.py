@@ -24,7 +24,10 @@ from pyoco_pipeline.pipeline_registry import SPINE, register_pipelines
 from pyoco_pipeline.study.settings import AblateAlphaSettings
 
 PACKAGE = REPOSITORY / "src/pyoco_pipeline"
-ENVIRONMENTS = ["base", "gpu", "study", "crossing", "assets", "ci", "videos", "ucf101", "cascade", "gpu_cascade", "paper"]
+ENVIRONMENTS = [
+    *("base", "gpu", "study", "crossing", "assets", "ci"),
+    *("videos", "ucf101", "cascade", "gpu_cascade", "paper"),
+]
 SETTINGS = {
     "ingest": config.IngestSettings,
     "pretrain_image": config.PretrainImageSettings,

@@ -77,7 +77,9 @@ class InflateSettings(Settings):
     attention_levels: Annotated[tuple[Annotated[int, Field(ge=0)], ...], Field(min_length=1)] | None = None
     heads: int = Field(0, ge=0)  # of temporal attention; give this or head_dim or neither
     head_dim: int = Field(0, ge=0)  # 0: what fits, up to half of a block's width and 64
-    position: Literal["rotary", "relative"] = "rotary"  # relative: learned, for up to max_frames
+    position: Literal["rotary", "sinusoidal", "relative"] = (
+        "rotary"  # relative: learned, for up to max_frames
+    )
     max_frames: int = Field(0, ge=0)  # longest clip with relative positions
     concat_channels: int = Field(0, ge=0)  # of clips that are concatenated to the noisy one
     noise_level: bool = False  # embed the level of noise augmentation
@@ -90,7 +92,7 @@ class InflateSettings(Settings):
             raise ValueError(f"heads={self.heads} and head_dim={self.head_dim}: give one of them")
         if (self.position == "relative") != (self.max_frames > 0):
             raise ValueError(
-                f"max_frames={self.max_frames} with position={self.position}: relative needs one above 0, rotary none"
+                f"max_frames={self.max_frames} with position={self.position}: relative needs one above 0, others none"
             )
         return self
 

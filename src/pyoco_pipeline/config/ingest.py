@@ -29,7 +29,8 @@ class MovingDigitsSettings(Settings):
     num_train: Positive  # clips
     num_test: Positive
     seed: Seed = 0
-    scene: Literal["plain", "crossing"] = "plain"  # crossing: two digits, one behind the other, before a texture
+    # crossing: two digits, one behind the other, before a texture
+    scene: Literal["plain", "crossing"] = "plain"
 
 
 class FileSourceSettings(Settings):

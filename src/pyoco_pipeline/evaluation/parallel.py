@@ -81,7 +81,8 @@ def _read(one: ClipSet, part: int, parts: int, extractors: Extractors) -> Side:
     clips = _noting(one.share(part, parts, batch_size), attributes)
     readings: dict[str, Reading] = {}
     if one.readers:
-        readings = statistics_of(clips, open_readers(one.readers, extractors), batch_size)
+        with extractors.own_precision():
+            readings = statistics_of(clips, open_readers(one.readers, extractors), batch_size)
     else:
         deque(clips, maxlen=0)  # what they say is noted
     return Side(len(attributes), readings, attributes)

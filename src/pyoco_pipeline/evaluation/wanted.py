@@ -41,6 +41,10 @@ class Extractors:
             name: _open(name, options, device) for name, options in settings.extractors.items()
         }
 
+    def own_precision(self) -> torch.autocast:
+        """Leaves the autocast of the caller, such as a trainer's, which is not to change figures."""
+        return torch.autocast(torch.device(self._device).type, enabled=False)
+
     @cached_property
     def digits3d(self) -> Digits3D:
         found = Digits3D(self.digits3d_folder, self._device)

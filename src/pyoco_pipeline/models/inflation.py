@@ -84,7 +84,7 @@ class VideoUNet(FrameByFrame):
         head_dim = _head_dim(options, path, channels)
         if options.position == "relative":
             return RelativeTemporalAttention(channels, head_dim, options.max_frames)
-        return TemporalAttention(channels, head_dim)
+        return TemporalAttention(channels, head_dim, absolute=options.position == "sinusoidal")
 
     def _check_levels(self) -> None:
         wanted = self.options.attention_levels

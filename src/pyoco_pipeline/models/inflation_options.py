@@ -16,7 +16,8 @@ class InflationOptions:
     attention_levels: downsampling levels, 0 the finest; None: all.
     heads, head_dim: of the temporal attention; one of them, which must fit each attention block's width, with an even
         head_dim. Both 0: the largest head_dim that fits and is at most 64 and half of the width.
-    position: rotary takes any number of frames; relative learns a bias per distance, for clips of at most `max_frames`.
+    position: rotary takes any number of frames; sinusoidal also says which frame is which, of those that it was trained
+        on; relative learns a bias per distance, for clips of at most `max_frames`.
     concat_channels: how many channels the clips have that are concatenated to the noisy one, beyond those that the
         image model takes; for a model of blocks of p × p pixels, p² times as many.
     noise_level, fps: whether these numbers are embedded and added to the time embedding.
@@ -51,10 +52,10 @@ class InflationOptions:
             raise UserError(
                 f"inflate.heads={self.heads} and inflate.head_dim={self.head_dim}: give one of them."
             )
-        if self.position not in ("rotary", "relative"):
-            raise UserError(f"inflate.position={self.position!r} is neither rotary nor relative.")
+        if self.position not in ("rotary", "sinusoidal", "relative"):
+            raise UserError(f"inflate.position={self.position!r} is none of rotary, sinusoidal, relative.")
         if (self.position == "relative") != (self.max_frames > 0):
             raise UserError(
                 f"inflate.max_frames={self.max_frames} with inflate.position={self.position}: relative positions need "
-                "a largest number of frames, rotary ones have none (0)."
+                "a largest number of frames, others have none (0)."
             )

@@ -34,11 +34,15 @@ class TemporalConv(nn.Module):
 
 
 class TemporalAttention(nn.Module):
-    """Self-attention over the frames of each position, with rotary positions (RoFormer, eq. 34)."""
+    """Self-attention over the frames of each position, with rotary positions (RoFormer, eq. 34).
 
-    def __init__(self, channels: int, head_dim: int) -> None:
+    absolute: whether sinusoidal embeddings of the frames' numbers are added to its input. Rotary positions say how far
+        frames are apart, and not which is the first.
+    """
+
+    def __init__(self, channels: int, head_dim: int, absolute: bool = False) -> None:
         super().__init__()
-        self.head_dim = head_dim
+        self.head_dim, self.absolute = head_dim, absolute
         self.norm = nn.LayerNorm(channels)
         self.to_qkv = nn.Linear(channels, 3 * channels, bias=False)
         self.to_out = nn.Linear(channels, channels)
@@ -48,6 +52,8 @@ class TemporalAttention(nn.Module):
     def forward(self, x: Tensor, num_frames: int) -> Tensor:
         _, channels, height, width = x.shape
         h = self.norm(lower(x).permute(0, 2, 3, 1)).reshape(-1, num_frames, height * width, channels)
+        if self.absolute:
+            h = h + frame_embedding(num_frames, channels, h.device).to(h.dtype)[:, None]
         qkv = self.to_qkv(h).unflatten(-1, (3, channels // self.head_dim, self.head_dim))
         h = self.to_out(self.attend(qkv).flatten(-2))
         return x + h.reshape(x.shape[0], height, width, channels).permute(0, 3, 1, 2)
@@ -55,6 +61,12 @@ class TemporalAttention(nn.Module):
     def attend(self, qkv: Tensor) -> Tensor:
         """Attention over T with positions (B, T, HW, heads, head_dim) of qkv (B, T, HW, 3, heads, head_dim)."""
         return attend_over_frames(qkv, *rotary_angles(qkv.shape[1], self.head_dim, qkv.device))
+
+
+def frame_embedding(frames: int, dim: int, device: torch.device) -> Tensor:
+    """Sines and cosines (T, dim) of the frames' numbers (Attention Is All You Need, sec. 3.5); dim is even."""
+    cos, sin = rotary_angles(frames, dim, device)
+    return torch.cat([sin, cos], dim=1)
 
 
 def rotary_angles(frames: int, dim: int, device: torch.device) -> tuple[Tensor, Tensor]:

@@ -9,6 +9,7 @@ from functools import cached_property
 from pathlib import Path
 
 import torch
+from safetensors import SafetensorError
 from torch import Tensor
 
 from pyoco_pipeline.errors import UserError
@@ -85,7 +86,13 @@ class TextEncoder:
         from transformers.utils import logging as transformers_logging
 
         transformers_logging.disable_progress_bar()  # a bar for 0.1 s of loading
-        model = self._class.from_pretrained(self.folder, local_files_only=True, use_safetensors=True)
+        try:
+            model = self._class.from_pretrained(self.folder, local_files_only=True, use_safetensors=True)
+        except (OSError, ValueError, RuntimeError, SafetensorError) as error:
+            why = str(error).strip().splitlines()[0]
+            raise UserError(
+                f"{self.folder}: the text encoder's weights can't be read ({why}); copy the folder anew."
+            ) from error
         return model.requires_grad_(False).eval().to(self.device)
 
     @torch.inference_mode()

@@ -198,7 +198,7 @@ def _predictions(panel: Axes, priors: Sequence[Mapping[str, Any]]) -> None:
 def log_scale(panel: Axes) -> None:
     """A logarithmic axis where scores differ by an order of magnitude, as from scratch."""
     low, high = panel.dataLim.y0, panel.dataLim.y1
-    if low > 0 and high / low > 12:
+    if 0 < low < high / 12 < math.inf:  # without a line the limits are infinite
         panel.set_yscale("log")
         panel.yaxis.set_major_formatter("{x:g}")  # the default is in TeX, which titles of users rule out
         panel.yaxis.set_minor_formatter(lambda value, _: f"{value:g}" if f"{value:e}"[0] in "25" else "")

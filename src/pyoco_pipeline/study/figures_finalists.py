@@ -67,7 +67,8 @@ def portion_curves(
                     right.plot(steps, means, style, color=colours[prior], label=f"{prior}, {words} clips")
         right.set_xlabel("training steps")
         log_scale(right)
-        right.legend(fontsize=8, frameon=False)
+        if right.lines:
+            right.legend(fontsize=8, frameon=False)
         return as_png(figure)
 
 
