@@ -17,10 +17,11 @@ from filelock import FileLock
 from test_study_cells import TRAIN
 from tiny import make_embeddings, make_store, make_video_unet
 
+from pyoco_pipeline.errors import UserError
 from pyoco_pipeline.models import save_video_model
 from pyoco_pipeline.study import run_cell as run_cell_module
 from pyoco_pipeline.study.cells import Cell, configurations, untrained_id
-from pyoco_pipeline.study.halving import run_study
+from pyoco_pipeline.study.halving import check_some_succeeded, run_study
 from pyoco_pipeline.study.material import Material
 from pyoco_pipeline.study.run_cell import Outcome
 from pyoco_pipeline.study.settings import AblateAlphaSettings
@@ -248,6 +249,11 @@ def test_a_cell_that_fails_is_named_with_its_error_and_the_others_go_on(tmp_path
     called = []
     study = run_study(material, of, called.append)
     failed, done = study["cells"]
+    check_some_succeeded(study["cells"])
+    with pytest.raises(
+        UserError, match=r"All 1 cells of the study failed, .* defined for\. .*retry_failed=true"
+    ):
+        check_some_succeeded([failed])
     assert study["finished"]
     assert failed["status"] == "failed"
     assert "defined for" in failed["error"]

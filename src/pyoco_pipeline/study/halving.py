@@ -150,6 +150,16 @@ def _cells(chosen: Iterable[Configuration], rung: RungSettings, settings: Ablate
     return [Cell(c, seed) for seed in settings.seeds[: rung.seeds] for c in chosen]
 
 
+def check_some_succeeded(cells: Sequence[Mapping[str, Any]]) -> None:
+    """UserError where every cell has failed, which says more of the set-up than of the priors."""
+    if cells and all(cell["status"] == "failed" for cell in cells):
+        first = cells[0]
+        raise UserError(
+            f"All {len(cells)} cells of the study failed, {first['name']} with: {first['error'].rstrip('.')}. Put that "
+            "right and run the study again with ablate_alpha.retry_failed=true; info.log has more."
+        )
+
+
 def survivors(
     left: Iterable[Configuration], means: Mapping[Configuration, float], settings: AblateAlphaSettings
 ) -> list[Configuration]:

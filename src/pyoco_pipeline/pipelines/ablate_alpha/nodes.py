@@ -28,7 +28,7 @@ def run_cells(
 ) -> dict[str, Any]:
     """Train and score the cells, each with an MLflow run of its own, as far as max_minutes allows."""
     from pyoco_pipeline.pipelines.ablate_alpha.tracked_cells import TrackedCells
-    from pyoco_pipeline.study.halving import run_study
+    from pyoco_pipeline.study.halving import check_some_succeeded, run_study
     from pyoco_pipeline.study.material import Material
     from pyoco_pipeline.study.measured import ANALYSIS_FILE, measured_correlation
 
@@ -38,6 +38,7 @@ def run_cells(
         ablate_alpha = ablate_alpha.measured(measured)
     tracked = TrackedCells(tracking, work, material.store.manifest.fps) if tracking.enabled else None
     study = run_study(material, ablate_alpha, tracked)
+    check_some_succeeded(study["cells"])
     if tracked is not None and (link := tracked.compare_link(study["study"])):
         _log.info("All cells of the study in MLflow: %s", link)
         study["compare_link"] = link
