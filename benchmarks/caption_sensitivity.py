@@ -53,7 +53,7 @@ def main() -> None:
     arguments = parser.parse_args()
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     model = arguments.data / "06_models" / "base"
-    denoise, info = load_denoiser(model, device, False), load_stage_info(model)
+    denoise, info = load_denoiser(model, device), load_stage_info(model)
     prior = prior_from_config(info.noise)
     store, embeddings = (
         ClipStore(arguments.data / "03_primary" / "clips"),

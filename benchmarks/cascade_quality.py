@@ -107,7 +107,7 @@ def print_key_frames(
     stored = torch.from_numpy(np.stack([item.clip.video for item in items]))
     x0 = view.shrink(to_float(view.cut(stored)))
     cond = dict(CaptionEmbedder(embeddings)([item.caption for item in items]))
-    denoise, prior = load_denoiser(model, torch.device("cpu"), False), prior_from_config(info.noise)
+    denoise, prior = load_denoiser(model, torch.device("cpu")), prior_from_config(info.noise)
     everywhere = torch.ones(len(x0), x0.shape[2], dtype=torch.bool)
     for level in (0.0, settings.interpolation.noise_level):
         draw = torch.Generator().manual_seed(0)

@@ -22,6 +22,7 @@ from pyoco_pipeline.diffusion import Denoise, Expert, ExpertDenoiser, TiledDenoi
 from pyoco_pipeline.errors import UserError
 from pyoco_pipeline.models import StageInfo, load_stage_info, load_video_model
 from pyoco_pipeline.models.autoencoder import Autoencoder, check_autoencoder
+from pyoco_pipeline.models.cuda_graphs import CapturedDenoiser
 from pyoco_pipeline.models.io import read_json
 from pyoco_pipeline.models.parametrisation import read_parametrisation
 from pyoco_pipeline.models.text import TextEncoder, text_encoder_folder
@@ -182,14 +183,14 @@ def open_denoiser(model: Path, settings: GenerateSettings, device: torch.device)
                 f"{model} is an expert, {_trained_on(info)}: name it in generate.experts with those of the other "
                 "noise levels."
             )
-        return load_denoiser(model, device, settings.compile)
+        return load_denoiser(model, device, settings)
     experts = []
     for place, asked in enumerate(settings.experts):
         folder = Path(asked.model) if asked.model else model
         _check_expert(f"generate.experts[{place}]", folder, asked, info)
         low, high = read_parametrisation(folder).sigma_limits
         ends = max(low, asked.sigma_min), min(high, asked.sigma_max)
-        experts.append((*ends, partial(load_denoiser, folder, device, settings.compile)))
+        experts.append((*ends, partial(load_denoiser, folder, device, settings)))
     try:
         return ExpertDenoiser(
             [Expert(low, high, load=load) for low, high, load in experts], keep=settings.keep_experts
@@ -198,15 +199,17 @@ def open_denoiser(model: Path, settings: GenerateSettings, device: torch.device)
         raise UserError(f"generate.experts: {error}") from error
 
 
-def load_denoiser(folder: Path, device: torch.device, compiled: bool) -> Denoise:
+def load_denoiser(folder: Path, device: torch.device, settings: GenerateSettings | None = None) -> Denoise:
     """The denoiser of the stage in `folder`; of one that was trained on images alone, of every frame as an image."""
     network = load_video_model(folder).eval().to(device)
     if device.type == "cuda":
         network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    if compiled:
+    if settings and settings.compile:
         network.compile_blocks()
     info = load_stage_info(folder)
-    denoise = read_parametrisation(folder).denoiser(network, info.sigma_data)
+    denoise: Denoise = read_parametrisation(folder).denoiser(network, info.sigma_data)
+    if settings and settings.cuda_graphs:
+        denoise = CapturedDenoiser(denoise, "generate.cuda_graphs")
     return TiledDenoiser(denoise, (1, None, None)) if info.frame_by_frame else denoise
 
 

@@ -112,7 +112,7 @@ class _Stage:
             info=info,
             condition=condition,
             prior=sampling_prior(prior_from_config(info.noise), own, f"generate.{plan.name}"),
-            denoise=tiled(load_denoiser(model, device, settings.compile), own, plan.name),
+            denoise=tiled(load_denoiser(model, device, settings), own, plan.name),
             settings=settings,
             autoencoder=autoencoder,
             device=device,

@@ -20,6 +20,7 @@ from pyoco_pipeline.diffusion import Denoise
 from pyoco_pipeline.errors import UserError
 from pyoco_pipeline.evaluation.evaluate import evaluate_clips
 from pyoco_pipeline.models.autoencoder import Autoencoder
+from pyoco_pipeline.models.cuda_graphs import CapturedDenoiser
 from pyoco_pipeline.sampling import sample_batch
 from pyoco_pipeline.study.cells import Cell, digest, shared_facts
 from pyoco_pipeline.study.material import Material
@@ -69,6 +70,8 @@ class Measure:
     def _sample(self, denoise: Denoise, captions: list[str]) -> np.ndarray:
         settings, embeddings = self.settings, self.material.embeddings
         network: Any = denoise.network  # type: ignore[attr-defined]
+        if settings.train.cuda_graphs:
+            denoise = CapturedDenoiser(denoise, "ablate_alpha.train.cuda_graphs")
         device = next(network.parameters()).device
         if self.autoencoder is not None:
             self.autoencoder.to(device)

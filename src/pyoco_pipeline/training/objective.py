@@ -81,7 +81,10 @@ class Objective:
 
     def loss(self, network: nn.Module, batch: Batch, draws: Draws) -> Tensor:
         """Mean loss over a batch."""
+        return self.loss_of(self.denoiser(network), batch, draws)
+
+    def loss_of(self, denoise: Denoise, batch: Batch, draws: Draws) -> Tensor:
+        """The loss of one of the network's denoisers."""
         given = self.condition.of(batch.x0, draws.condition) if self.condition else {}
-        denoise = self.denoiser(network)
         losses = edm_loss(denoise, batch.x0, draws.noise, draws.sigma, self.sigma_data, **batch.cond, **given)
         return losses.mean()

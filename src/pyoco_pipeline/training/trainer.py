@@ -23,10 +23,11 @@ from accelerate.utils import DistributedDataParallelKwargs
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from pyoco_pipeline.data.batches import ClipBatches
+from pyoco_pipeline.data.batches import Batch, ClipBatches
 from pyoco_pipeline.data.order import mix_seed
 from pyoco_pipeline.diffusion import Denoise
 from pyoco_pipeline.errors import Stopped, UserError
+from pyoco_pipeline.training.captured import CapturedLoss
 from pyoco_pipeline.training.checkpoint import CheckpointFolder, History, Snapshot, check_same_run
 from pyoco_pipeline.training.ema import EMA
 from pyoco_pipeline.training.objective import Draws, Objective
@@ -100,6 +101,7 @@ class _Run:
         self.network = self.parallel.network
         self.ema = EMA(self.network, settings.ema_half_life, settings.ema_rampup)
         self.optimizer = make_optimizer(self.network, settings, self.device)
+        self.captured: CapturedLoss | None = None
         self.validates = told(lambda: validate is not None)
         self.history: History = []
         self.step = 0  # steps done
@@ -108,12 +110,21 @@ class _Run:
     def run(self) -> History:
         self._resume()
         self.parallel.start()
+        self._capture()
         with self._signals(), self._progress() as bar:
             self._loop(bar)
         self._sample()
         self._checkpoint()
         self.parallel.finish(self.ema)
         return self.history
+
+    def _capture(self) -> None:
+        if not self.settings.cuda_graphs or self.device.type != "cuda":
+            return
+        if self.accelerator.num_processes > 1:
+            logger.info("%s: train.cuda_graphs is for one process; several train without it.", self.stage)
+            return
+        self.captured = CapturedLoss(self.objective, self.parallel.model, self.accelerator.autocast)
 
     def _loop(self, bar: tqdm) -> None:
         settings = self.settings
@@ -171,10 +182,7 @@ class _Run:
                 drawn = self.objective.draw(torch.Size(shape), self.device, draw)
             is_last = i == first + settings.accumulation - 1
             with nullcontext() if is_last else self.parallel.unsynchronised():
-                with self.accelerator.autocast():
-                    loss = self.objective.loss(self.parallel.model, part, drawn.part(i, parts))
-                self.accelerator.backward(loss / settings.accumulation)
-            total += loss.detach() / settings.accumulation
+                total += self._gradients(part, drawn.part(i, parts)) / settings.accumulation
         total = self.accelerator.reduce(total, "mean")
         grad_norm = self.parallel.clip(settings.grad_clip)
         self.optimizer.step()
@@ -182,6 +190,15 @@ class _Run:
         self.step += 1
         self.ema.update(self.network, self.step)
         return total, grad_norm
+
+    def _gradients(self, part: Batch, draws: Draws) -> Tensor:
+        """The mean loss of a part of the batch, whose gradients are added to the parameters'."""
+        if self.captured is not None:
+            return self.captured(part, draws)
+        with self.accelerator.autocast():
+            loss = self.objective.loss(self.parallel.model, part, draws)
+        self.accelerator.backward(loss / self.settings.accumulation)
+        return loss.detach()
 
     def _log(self, losses: list[Tensor], grad_norm: Tensor, seconds: float, bar: tqdm) -> None:
         loss = torch.stack(losses).mean().item()
