@@ -103,7 +103,8 @@ def test_on_a_cpu_a_captured_denoiser_is_the_denoiser(network) -> None:
     with torch.inference_mode():
         ours = captured(given.x0, sigma, **given.cond)
         assert torch.equal(ours, denoise(given.x0, sigma, **given.cond))
-    assert captured.network is network and captured.sigma_data == 0.25
+    assert captured.network is network
+    assert captured.sigma_data == 0.25
     with pytest.raises(AttributeError):
         _ = captured.nothing_of_this_name
 
