@@ -1,6 +1,7 @@
 """The one exception that is written for the user."""
 
 import errno
+from textwrap import shorten
 
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
@@ -11,6 +12,17 @@ class UserError(Exception):
 
 class Stopped(UserError):
     """A run that a signal ended after it wrote a checkpoint: the same command goes on."""
+
+
+def in_one_line(error: BaseException) -> str:
+    """What a library says is wrong with a file, short and without its last stop, to stand in a sentence."""
+    if isinstance(error, TypeError | AttributeError):  # which speak of the code, not of the file
+        return "it holds something else"
+    if isinstance(error, KeyError) and len(str(error).split()) == 1:
+        return f"it lacks {error}"
+    # The first line of torch's errors is a heading, the second says what is wrong.
+    said = " ".join(str(error).strip().splitlines()[:2]) or type(error).__name__
+    return shorten(said, 300).rstrip(".")
 
 
 def is_full_disk(error: Exception) -> bool:

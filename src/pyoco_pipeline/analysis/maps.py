@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 from tqdm import tqdm
@@ -24,7 +25,7 @@ from pyoco_pipeline.data.embeddings import TextEmbeddings
 from pyoco_pipeline.data.latents import sample_channels
 from pyoco_pipeline.diffusion import Denoise, sampling_range
 from pyoco_pipeline.diffusion.inversion import invert, reconstruct
-from pyoco_pipeline.errors import UserError
+from pyoco_pipeline.errors import UserError, in_one_line
 from pyoco_pipeline.models import FrameByFrame, load_image_model, load_stage_info
 from pyoco_pipeline.models.autoencoder import LatentScaling
 from pyoco_pipeline.models.parametrisation import read_parametrisation
@@ -58,12 +59,22 @@ class NoiseMaps:
 
     @classmethod
     def load(cls, folder: Path) -> NoiseMaps:
-        """Read what `save` wrote; UserError where it is not there."""
+        """Read what `save` wrote; UserError where it is not there or can't be read."""
         if not all((folder / name).is_file() for name in _FILES):
             raise UserError(f"{folder} holds no noise maps: run `analyse_noise` from its beginning.")
-        facts = json.loads((folder / _FILES[1]).read_text())
-        maps = load_file(folder / _FILES[0])["maps"]
-        return cls(maps, **(facts | {"clip_ids": tuple(facts["clip_ids"])}))
+        path = folder / _FILES[1]
+        try:
+            facts = json.loads(path.read_text())
+            facts["clip_ids"] = tuple(facts["clip_ids"])
+            path = folder / _FILES[0]
+            found = cls(load_file(path)["maps"], **facts)
+            if found.maps.ndim != 5 or len(found.maps) != len(found.clip_ids):
+                raise ValueError(f"maps of shape {tuple(found.maps.shape)} of {len(found.clip_ids)} clips")
+        except (OSError, ValueError, LookupError, TypeError, SafetensorError) as error:
+            raise UserError(
+                f"{path} can't be read as noise maps ({in_one_line(error)}): run `analyse_noise` from its beginning."
+            ) from error
+        return found
 
 
 def invert_clips(

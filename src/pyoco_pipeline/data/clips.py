@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -17,7 +19,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from pyoco_pipeline.errors import UserError
+from pyoco_pipeline.errors import UserError, in_one_line
 
 SHARD_ROWS = 1024
 GROUP_BYTES = 8 << 20  # of a row group: what is read at once
@@ -258,7 +260,7 @@ def _row(item: CaptionedClip, pixels: bytes) -> dict[str, Any]:
 class ClipStore:
     """Read a folder that `write_clips` made, on this machine or at an fsspec URL such as s3://bucket/clips.
 
-    Raises UserError when the folder is not one, or was written by another version of the format.
+    Raises UserError when the folder is not one, can't be read, or was written by another version of the format.
     """
 
     def __init__(self, folder: str | Path) -> None:
@@ -266,18 +268,25 @@ class ClipStore:
         self.folder = folder if self.is_remote else Path(folder)
         try:
             content = json.loads(self.read_text("manifest.json"))
+            version = content.get("schema_version")
         except FileNotFoundError as error:
             raise UserError(
                 f"{self.folder} is not a folder of clips: it has no manifest.json. Run `ingest` anew."
             ) from error
+        except (ValueError, AttributeError) as error:
+            raise self._damaged("manifest.json", error) from error
         self._stamp = self._stamped()
-        if content.get("schema_version") != SCHEMA_VERSION:
+        if version != SCHEMA_VERSION:
             raise UserError(
-                f"{self.folder}/manifest.json has schema version {content.get('schema_version')}, this version reads "
-                f"{SCHEMA_VERSION}. Run the pipeline that made it anew."
+                f"{self.folder}/manifest.json has schema version {version}, this version reads {SCHEMA_VERSION}. Run "
+                "the pipeline that made it anew."
             )
-        shards = tuple(Shard(**shard) for shard in content.pop("shards"))
-        self.manifest = Manifest(**content, shards=shards)
+        try:
+            shards = tuple(Shard(**shard) for shard in content.pop("shards"))
+            self.manifest = Manifest(**content, shards=shards)
+        except (KeyError, TypeError) as error:
+            raise self._damaged("manifest.json", error) from error
+        self._known: set[str] = set()  # shards that were found to be what the manifest says
 
     @property
     def shape(self) -> tuple[int, int, int]:
@@ -289,13 +298,47 @@ class ClipStore:
         """The split to show and to prompt from: "test", or "train" where there are no test clips."""
         return "test" if self.manifest.counts.get("test") else "train"
 
-    def open_shard(self, shard: Shard) -> pq.ParquetFile:
-        """The Parquet file of a shard; a local one is mapped into memory, not read."""
+    @contextmanager
+    def open_shard(self, shard: Shard) -> Iterator[pq.ParquetFile]:
+        """The Parquet file of a shard, to be read within; a local one is mapped into memory, not read.
+
+        UserError where it is missing, can't be read, or holds something else than the manifest says.
+        """
+        from pyoco_pipeline.data.storage import remote_errors
+
+        try:
+            with (
+                remote_errors(str(self.folder)) if self.is_remote else nullcontext(),
+                self._parquet(shard) as file,
+            ):
+                self._check(shard, file)
+                yield file
+        except (OSError, ValueError, LookupError, TypeError, pa.ArrowException) as error:
+            raise self._damaged(shard.file, error) from error
+
+    def _parquet(self, shard: Shard) -> pq.ParquetFile:
         if self.is_remote:
             # Parquet says which bytes it needs; reading ahead of it fetches four times as many.
             file = self._remote().open(f"{self.folder}/{shard.file}", "rb", cache_type="none")
             return pq.ParquetFile(file, pre_buffer=True)
         return pq.ParquetFile(Path(self.folder) / shard.file, memory_map=True)
+
+    def _check(self, shard: Shard, file: pq.ParquetFile) -> None:
+        if shard.file in self._known:
+            return
+        if file.metadata.num_rows != shard.rows:
+            raise ValueError(f"it has {file.metadata.num_rows} rows, the manifest says {shard.rows}")
+        clip_bytes = math.prod(self.clip_shape(shard)) * np.dtype(self.manifest.dtype).itemsize
+        found = file.schema_arrow.field("video").type
+        if found != pa.binary(clip_bytes):
+            raise ValueError(f"its column video is {found}, clips are of {clip_bytes} bytes")
+        self._known.add(shard.file)
+
+    def _damaged(self, file: str, error: Exception) -> UserError:
+        return UserError(
+            f"{self.folder}/{file} can't be read as clips ({in_one_line(error)}): run the pipeline that made them "
+            "again, `ingest` or `generate`."
+        )
 
     def check_unchanged(self) -> None:
         """UserError where the folder was written anew since it was opened: what was read of it is of other clips."""

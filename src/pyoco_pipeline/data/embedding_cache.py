@@ -26,7 +26,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from pyoco_pipeline.data.embeddings import Block, write_embedding_blocks
-from pyoco_pipeline.errors import UserError
+from pyoco_pipeline.errors import UserError, in_one_line
 
 logger = logging.getLogger(__name__)
 
@@ -98,18 +98,30 @@ def _index(folder: Path) -> dict[str, tuple[Path, int]]:
     """File and row of each caption; of two that hold the same, the first by name."""
     index: dict[str, tuple[Path, int]] = {}
     for path in sorted(folder.glob("*.safetensors")):
-        for row, caption in enumerate(json.loads(_open(path).metadata()["captions"])):
+        for row, caption in enumerate(_captions(path)):
             index.setdefault(caption, (path, row))
     return index
+
+
+def _captions(path: Path) -> list[str]:
+    try:
+        captions: list[str] = json.loads(_open(path).metadata()["captions"])
+    except (ValueError, LookupError, TypeError) as error:
+        raise _damaged(path, error) from error
+    return captions
 
 
 def _open(path: Path) -> Any:
     try:
         return safe_open(path, "pt")
     except (SafetensorError, OSError) as error:
-        raise UserError(
-            f"{path} is damaged ({error}): delete it, its captions are then embedded anew."
-        ) from error
+        raise _damaged(path, error) from error
+
+
+def _damaged(path: Path, error: Exception) -> UserError:
+    return UserError(
+        f"{path} is damaged ({in_one_line(error)}): delete it, its captions are then embedded anew."
+    )
 
 
 def _gather(places: list[tuple[Path, int]], opened: Any) -> Block:

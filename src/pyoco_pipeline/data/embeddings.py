@@ -9,15 +9,16 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from pyoco_pipeline.errors import UserError
+from pyoco_pipeline.errors import UserError, in_one_line
 
 Conditioning = dict[str, Tensor]  # keyword arguments of the network, batch first
 Block = tuple[Tensor, Tensor]  # tokens (N, L, D) and mask (N, L) of consecutive captions
@@ -101,7 +102,7 @@ def _join(blocks: list[Block]) -> Block:
 
 
 class TextEmbeddings:
-    """Read what `write_embeddings` wrote.
+    """Read what `write_embeddings` wrote. UserError for files that can't be read, or do not fit one another.
 
     memory_mb: a table up to this size is held in memory, and on the device that first asks for it; of a larger one
     each batch's rows are read from the files. The captions themselves are always in memory.
@@ -110,25 +111,34 @@ class TextEmbeddings:
     """
 
     def __init__(self, folder: str | Path, *, memory_mb: float = 2048) -> None:
-        from pyarrow import parquet
-
         self.folder = Path(folder)
         path = self.folder / HEADER
         if not path.is_file():
             raise UserError(f"{folder} holds no text embeddings: {HEADER} is missing. Run `ingest` first.")
-        header = json.loads(path.read_text())
-        self.encoder: str = header["encoder"]
-        self.encoder_sha256: str = header["encoder_sha256"]
-        self.max_tokens: int = header["max_tokens"]
-        self.dim: int = header["dim"]
-        self._shard_rows: int = header["shard_rows"]
-        captions = parquet.read_table(self.folder / CAPTIONS)["caption"].to_pylist()
+        with _readable(path):
+            header = json.loads(path.read_text())
+            self.encoder: str = header["encoder"]
+            self.encoder_sha256: str = header["encoder_sha256"]
+            self.max_tokens: int = header["max_tokens"]
+            self.dim: int = header["dim"]
+            self._shard_rows: int = header["shard_rows"]
+        captions = self._captions(header.get("rows"))
         self._index = {caption: row for row, caption in enumerate(captions)}
         self._files: dict[int, Any] = {}
         self._held: Block | None = None
         if len(captions) * self.max_tokens * (self.dim * 2 + 1) <= memory_mb * 2**20:
             self._held = self._read(torch.arange(len(captions)))
             self._files = {}
+
+    def _captions(self, rows: int) -> list[str]:
+        from pyarrow import parquet
+
+        path = self.folder / CAPTIONS
+        with _readable(path):
+            captions: list[str] = parquet.read_table(path)["caption"].to_pylist()
+            if len(captions) != rows:
+                raise ValueError(f"it has {len(captions)} captions, {HEADER} says {rows}")
+        return captions
 
     def unknown(self, captions: Sequence[str]) -> list[str]:
         """The captions that ingest has not embedded."""
@@ -167,15 +177,25 @@ class TextEmbeddings:
         for shard in shards.unique().tolist():
             places = (shards == shard).nonzero()[:, 0]
             own = (rows[places] - shard * self._shard_rows).tolist()
-            file = self._open(shard)
-            tokens[places] = file.get_slice("tokens")[own]
-            mask[places] = file.get_slice("mask")[own]
+            path = self.folder / shard_file(shard)
+            with _readable(path):
+                if shard not in self._files:
+                    self._files[shard] = safe_open(path, "pt")
+                file = self._files[shard]
+                tokens[places] = file.get_slice("tokens")[own]
+                mask[places] = file.get_slice("mask")[own]
         return tokens, mask
-
-    def _open(self, shard: int) -> Any:
-        if shard not in self._files:
-            self._files[shard] = safe_open(self.folder / shard_file(shard), "pt")
-        return self._files[shard]
 
     def __getstate__(self) -> dict[str, Any]:
         return self.__dict__ | {"_files": {}}  # a process opens its own
+
+
+@contextmanager
+def _readable(path: Path) -> Iterator[None]:
+    """Within: UserError for what is raised while a file is read that is cut short or holds something else."""
+    try:
+        yield
+    except (OSError, ValueError, LookupError, TypeError, RuntimeError, SafetensorError) as error:
+        raise UserError(
+            f"{path} can't be read as text embeddings ({in_one_line(error)}): run `ingest` again."
+        ) from error

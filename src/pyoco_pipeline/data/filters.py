@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from pyoco_pipeline.data.duplicates import duplicates
-from pyoco_pipeline.errors import UserError
+from pyoco_pipeline.errors import UserError, in_one_line
 
 __all__ = [
     "ClipScorer", "FilterOptions", "duplicates", "grid_hash", "perceptual_hash", "picture_grid", "rejection", "score",
@@ -127,14 +127,14 @@ def grid_hash(grid: np.ndarray) -> int:
 class ClipScorer:
     """How well captions fit clips, by a CLIP model in a local folder of transformers' layout with safetensors weights.
 
-    UserError for a folder that is not one.
+    UserError for a folder that is not one, or whose files can't be read.
     """
 
     def __init__(self, folder: str | Path, device: str = "cpu", batch_size: int = 64) -> None:
         import torch
-        from transformers import CLIPImageProcessorPil, CLIPModel
+        from transformers import CLIPModel
 
-        from pyoco_pipeline.models.text import load_tokenizer
+        from pyoco_pipeline.models.text import load_frozen, load_tokenizer
 
         self.folder, self.device, self.batch_size = Path(folder), torch.device(device), batch_size
         for name in ("config.json", "preprocessor_config.json", "*.safetensors"):
@@ -143,10 +143,9 @@ class ClipScorer:
                     f"{folder} is not a folder of CLIP in transformers' layout: it has no {name}."
                 )
         self._tokenizer = load_tokenizer(self.folder)
-        self._processor = CLIPImageProcessorPil.from_pretrained(self.folder, local_files_only=True)
-        model: Any = CLIPModel.from_pretrained(self.folder, local_files_only=True, use_safetensors=True)
-        self._model = model.requires_grad_(False).eval().to(self.device)
-        self._max_tokens = model.config.text_config.max_position_embeddings
+        self._processor = _image_processor(self.folder)
+        self._model = load_frozen(CLIPModel, self.folder).to(self.device)
+        self._max_tokens = self._model.config.text_config.max_position_embeddings
 
     def score(self, videos: Sequence[np.ndarray], captions: Sequence[str]) -> np.ndarray:
         """float64 (N,) in [-1, 1]: the mean cosine of a caption and the frames, uint8 (T, H, W, 3), of its clip."""
@@ -179,6 +178,18 @@ class ClipScorer:
             attention_mask=tokens["attention_mask"].to(self.device),
         )
         return normalize(_embedding(told).float(), dim=-1)[0]
+
+
+def _image_processor(folder: Path) -> Any:
+    from transformers import CLIPImageProcessorPil
+
+    try:
+        return CLIPImageProcessorPil.from_pretrained(folder, local_files_only=True)
+    except (OSError, ValueError, TypeError, LookupError, AttributeError) as error:
+        raise UserError(
+            f"{folder / 'preprocessor_config.json'} is no image processor's ({in_one_line(error)}): copy the folder "
+            "of CLIP anew."
+        ) from error
 
 
 def _embedding(output: Any) -> Any:

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from pyoco_pipeline.data.crossing_digits import ATTRIBUTES as CROSSING
 from pyoco_pipeline.data.digits import COLOURS, DIRECTIONS, SPEEDS, STEPS_PER_SECOND, Scene
-from pyoco_pipeline.errors import UserError
+from pyoco_pipeline.errors import UserError, in_one_line
 from pyoco_pipeline.evaluation.settings import MIN_FRAMES, Digits3DTraining
 
 CLASSES: dict[str, tuple[str, ...]] = {  # of a plain scene's digit
@@ -147,11 +147,11 @@ def read_card(folder: str | Path | None = None) -> dict[str, Any]:
     try:
         card = json.loads(path.read_text())
         scene = card.setdefault("scene", "plain")
-    except (ValueError, AttributeError):
+    except (ValueError, AttributeError) as error:
         raise UserError(
             f"{path} is no card of Digits3D: restore it with its weights from one source."
-        ) from None
-    if scene not in NETS:
+        ) from error
+    if not isinstance(scene, str) or scene not in NETS:
         raise UserError(
             f"{path} says scene={scene}, expected {' or '.join(NETS)}: train it with this version."
         )
@@ -161,7 +161,7 @@ def read_card(folder: str | Path | None = None) -> dict[str, Any]:
 def load_digits3d(folder: str | Path | None = None) -> tuple[Digits3DNet, str]:
     """The network in eval mode and the sha256 of its weights; by default the one in the package.
 
-    Raises UserError when a file is missing or the weights are not those that the card names.
+    Raises UserError when a file is missing or can't be read, or the weights are not those that the card names.
     """
     folder = ASSETS if folder is None else Path(folder)
     weights_path, card = _found(folder, WEIGHTS_FILE), read_card(folder)
@@ -173,7 +173,13 @@ def load_digits3d(folder: str | Path | None = None) -> tuple[Digits3DNet, str]:
             "Restore both files from one source."
         )
     net = Digits3DNet(card["scene"])
-    net.load_state_dict(safetensors.torch.load(weights))
+    try:
+        net.load_state_dict(safetensors.torch.load(weights))
+    except (safetensors.SafetensorError, RuntimeError, ValueError, KeyError) as error:
+        raise UserError(
+            f"{weights_path} holds no weights of Digits3D ({in_one_line(error)}): restore it with its card from one "
+            "source."
+        ) from error
     return net.eval().requires_grad_(False), sha256
 
 

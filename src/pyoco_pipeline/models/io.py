@@ -14,7 +14,6 @@ import inspect
 import json
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
-from textwrap import shorten
 from typing import Any, TypeVar
 
 import torch
@@ -23,7 +22,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from pyoco_pipeline.errors import UserError
+from pyoco_pipeline.errors import UserError, in_one_line
 from pyoco_pipeline.models.conditioning import SCALARS, widen_conv_in
 from pyoco_pipeline.models.frame_by_frame import ImageUNet
 from pyoco_pipeline.models.inflation import VideoUNet, options_dict
@@ -33,6 +32,7 @@ from pyoco_pipeline.models.trainable import LoraOptions, add_lora, lora_options,
 Options = TypeVar("Options", InflationOptions, LoraOptions)
 
 _CLASSES = {"UNet2DModel": UNet2DModel, "UNet2DConditionModel": UNet2DConditionModel}
+_MEND = "Put the file back, or run the pipeline that made it again."
 # Of files that are not what they should be, and of settings that diffusers can't build a network from.
 _UNLOADABLE = (OSError, SafetensorError, RuntimeError, ValueError, TypeError, LookupError, ArithmeticError)
 
@@ -120,12 +120,12 @@ def load_network(folder: Path, classes: dict[str, Any]) -> Any:
             low_cpu_mem_usage=False,
         )
     except _UNLOADABLE as error:
-        raise UserError(f"{folder}: the weights can't be loaded: {_in_one_line(error)}") from error
+        raise UserError(f"{folder}: the weights can't be loaded: {in_one_line(error)}. {_MEND}") from error
     problems = {key: value for key, value in info.items() if key != "error_msgs" and value}
     if problems:
         key, names = next(iter(problems.items()))
         raise UserError(
-            f"{folder}: {len(names)} {key.replace('_', ' ')} in the weights, first {next(iter(names))}."
+            f"{folder}: {len(names)} {key.replace('_', ' ')} in the weights, first {next(iter(names))}. {_MEND}"
         )
     return model
 
@@ -211,7 +211,7 @@ def check_video_model(folder: str | Path) -> None:
             with safe_open(path, "pt"):  # whose header says how long the file is
                 pass
         except _UNLOADABLE as error:
-            raise UserError(f"{path} can't be read ({_in_one_line(error)}): put the file back.") from error
+            raise UserError(f"{path} can't be read ({in_one_line(error)}): put the file back.") from error
 
 
 def _save_weights(path: Path, state: dict[str, torch.Tensor]) -> None:
@@ -244,7 +244,9 @@ def _load_weights(path: Path, module: torch.nn.Module, kind: str) -> None:
     try:
         module.load_state_dict(load_file(path))
     except _UNLOADABLE as error:
-        raise UserError(f"{path}: the {kind} weights can't be loaded: {_in_one_line(error)}") from error
+        raise UserError(
+            f"{path}: the {kind} weights can't be loaded: {in_one_line(error)}. {_MEND}"
+        ) from error
 
 
 def _load_lora(path: Path, model: VideoUNet) -> None:
@@ -260,7 +262,7 @@ def _load_lora(path: Path, model: VideoUNet) -> None:
         with torch.no_grad():
             model.image_model.load_state_dict(stored, strict=False)
     except _UNLOADABLE as error:
-        raise UserError(f"{path}: the LoRA weights can't be loaded: {_in_one_line(error)}") from error
+        raise UserError(f"{path}: the LoRA weights can't be loaded: {in_one_line(error)}. {_MEND}") from error
 
 
 def load_stage_info(folder: str | Path) -> StageInfo:
@@ -271,8 +273,13 @@ def load_stage_info(folder: str | Path) -> StageInfo:
             f"{folder} does not say what it was trained for: stage.json is missing. Train the stage first."
         )
     content = read_json(path)
-    tuples: dict[str, Any] = {key: tuple(content[key]) for key in ("shape", "sigma_range") if key in content}
-    return StageInfo(**(content | tuples))
+    try:
+        tuples: dict[str, Any] = {key: tuple(content[key]) for key in ("shape", "sigma_range") if key in content}
+        return StageInfo(**(content | tuples))
+    except TypeError as error:  # a key that is missing or unknown, a shape that is none
+        raise UserError(
+            f"{path} is not what a stage was trained for ({error}): put the file back, or train the stage anew."
+        ) from error
 
 
 def _save_info(folder: Path, info: StageInfo | None) -> None:
@@ -291,11 +298,6 @@ def read_json(path: Path) -> dict[str, Any]:
     if not isinstance(content, dict):
         raise UserError(f"{path} holds a {type(content).__name__}, not names with values: write it anew.")
     return content
-
-
-def _in_one_line(error: Exception) -> str:
-    # The first line of torch's errors is a heading, the second says what is wrong.
-    return shorten(" ".join(str(error).strip().splitlines()[:2]), 300)
 
 
 def weights_sha256(model: torch.nn.Module) -> str:

@@ -3,21 +3,27 @@
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Iterable, Sequence
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError
 from torch import Tensor
 
-from pyoco_pipeline.errors import UserError
-from pyoco_pipeline.models.io import sha256_of
+from pyoco_pipeline.errors import UserError, in_one_line
+from pyoco_pipeline.models.io import read_json, sha256_of
 
 EMBEDDED = "embedded-minilm"
 _MINILM_SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
+_TOKENIZER = (
+    "config.json", "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json",
+    "vocab.json",
+)  # fmt: skip
 _SETTINGS = ("*.json", "*.txt", "*.model")  # configuration and tokenizer of a transformers folder
+# What transformers raises for files that are cut short or of something else.
+_UNREADABLE = (OSError, ValueError, RuntimeError, TypeError, LookupError, AttributeError)
 _MULTIPLE = 16  # of tokens; captions of alike length are batched
 
 
@@ -46,10 +52,44 @@ def text_encoder_folder(name: str) -> Path:
 
 
 def load_tokenizer(folder: Path):
-    """The fast tokenizer of a text encoder's folder."""
+    """The fast tokenizer of a text encoder's folder; UserError where its files can't be read."""
     from transformers import AutoTokenizer
 
-    return AutoTokenizer.from_pretrained(folder, local_files_only=True)
+    for name in _TOKENIZER:  # a damaged one by its name, which the library does not say
+        if (folder / name).is_file():
+            read_json(folder / name)
+    try:
+        return AutoTokenizer.from_pretrained(folder, local_files_only=True)
+    except Exception as error:
+        if not isinstance(error, _UNREADABLE) and type(error) is not Exception:  # which tokenizers raises
+            raise
+        raise UserError(
+            f"{folder}: the tokenizer can't be read ({in_one_line(error)}); copy the folder anew."
+        ) from error
+
+
+def load_frozen(model_class: Any, folder: Path) -> Any:
+    """A transformers model from its folder, without gradients and in evaluation mode; nothing is fetched or unpickled.
+
+    Raises UserError for files that can't be read, and where they lack weights, which transformers would draw at random.
+    """
+    from transformers.utils import logging as transformers_logging
+
+    transformers_logging.disable_progress_bar()  # a bar for 0.1 s of loading
+    try:
+        model, info = model_class.from_pretrained(
+            folder, local_files_only=True, use_safetensors=True, output_loading_info=True
+        )
+    except (*_UNREADABLE, SafetensorError) as error:
+        raise UserError(
+            f"{folder}: the weights can't be read ({in_one_line(error)}); copy the folder anew."
+        ) from error
+    # Checkpoints of masked words come without a pooler, whose output nothing here reads.
+    if missing := sorted(name for name in info["missing_keys"] if not name.startswith("pooler.")):
+        raise UserError(
+            f"{folder}: the weights lack {missing[0]} ({len(missing)} in all); copy the folder anew."
+        )
+    return model.requires_grad_(False).eval()
 
 
 class TextEncoder:
@@ -83,17 +123,7 @@ class TextEncoder:
     @cached_property
     def model(self) -> torch.nn.Module:
         """The frozen transformers model, on the device."""
-        from transformers.utils import logging as transformers_logging
-
-        transformers_logging.disable_progress_bar()  # a bar for 0.1 s of loading
-        try:
-            model = self._class.from_pretrained(self.folder, local_files_only=True, use_safetensors=True)
-        except (OSError, ValueError, RuntimeError, SafetensorError) as error:
-            why = str(error).strip().splitlines()[0]
-            raise UserError(
-                f"{self.folder}: the text encoder's weights can't be read ({why}); copy the folder anew."
-            ) from error
-        return model.requires_grad_(False).eval().to(self.device)
+        return load_frozen(self._class, self.folder).to(self.device)
 
     @torch.inference_mode()
     def encode(self, captions: Sequence[str], batch_size: int = 256) -> tuple[Tensor, Tensor]:
@@ -143,7 +173,7 @@ def _digest(parts: Iterable[str]) -> str:
 def _model_class(folder: Path):
     import transformers
 
-    kind = json.loads((folder / "config.json").read_text()).get("model_type")
+    kind = read_json(folder / "config.json").get("model_type")
     known = {"t5": transformers.T5EncoderModel, "clip": transformers.CLIPTextModel}
     known |= {"clip_text_model": transformers.CLIPTextModel, "bert": transformers.BertModel}
     if kind not in known:
