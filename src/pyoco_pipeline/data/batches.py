@@ -111,11 +111,12 @@ class ClipBatches:
         walks = self._images if image_step else self._videos
         assert walks is not None
         stored, rows, fps = walks.take(
-            images_before if image_step else step - images_before, size, which, part
+            images_before if image_step else step - images_before,
+            size,
+            which,
+            part,
+            frame if image_step else None,
         )
-        if image_step:
-            frame = frame[mine] % stored.shape[1]
-            stored = stored[torch.arange(len(stored)), frame][:, None]
         stored = self.view.cut(stored, None if where is None else where[mine])
         rows = torch.where(dropped[mine], self.null_row, rows)
         cond = dict(self.embeddings.conditioning(rows, device))
@@ -157,11 +158,12 @@ class _Walks:
         self.turns = Turns(counts)
 
     def take(
-        self, step: int, size: int, which: Tensor, part: tuple[int, int]
+        self, step: int, size: int, which: Tensor, part: tuple[int, int], frame: Tensor | None
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Clips, rows of embeddings and frame rates of part of the step-th batch, of `size` clips.
 
-        which: (size,) in [0, 1), chooses among a clip's captions.
+        which: (size,) in [0, 1), chooses among a clip's captions. frame: (size,), the one that is
+            taken of each clip; None: all of them.
         """
         walks, before = self.walks[self.turns.kind(step)], self.turns.before(step)
         each = size // self.lanes
@@ -171,7 +173,8 @@ class _Walks:
             start, stop = max(mine.start, lane * each), min(mine.stop, (lane + 1) * each)
             if start < stop:
                 place = before * each + start - lane * each
-                found.append(walk.take(place, stop - start, which[start:stop]))
+                one = None if frame is None else frame[start:stop]
+                found.append(walk.take(place, stop - start, which[start:stop], one))
         clips, rows, fps = (torch.cat(parts) for parts in zip(*found, strict=True))
         return clips, rows, fps
 
@@ -201,9 +204,11 @@ class _Walk:
             [facts.start(group.shard) + group.index * group.shard.group_rows for group in own]
         )
 
-    def take(self, place: int, count: int, which: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def take(
+        self, place: int, count: int, which: Tensor, frame: Tensor | None
+    ) -> tuple[Tensor, Tensor, Tensor]:
         groups, rows = self.order.take(place, count)
-        clips = self.reader.read(groups, rows)
+        clips = self.reader.read(groups, rows, None if frame is None else frame.numpy())
         self.reader.prefetch(self.order.groups_after(place + count - 1))
         return clips, *self.facts.of(torch.from_numpy(self.starts[groups] + rows), which)
 

@@ -43,14 +43,19 @@ class GroupReader:
         self._threads = ThreadPoolExecutor(threads, thread_name_prefix="clips")
         self._read: OrderedDict[int, Future[np.ndarray]] = OrderedDict()
 
-    def read(self, groups: np.ndarray, rows: np.ndarray) -> Tensor:
-        """Clips (N, T, H, W, C), all of one size, in the store's dtype: row rows[i] of group groups[i]."""
+    def read(self, groups: np.ndarray, rows: np.ndarray, frames: np.ndarray | None = None) -> Tensor:
+        """Clips (N, T, H, W, C), all of one size, in the store's dtype: row rows[i] of group groups[i].
+
+        frames: (N,), the one frame that is wanted of each, counted on from the first after the last; T is 1 then.
+        """
         self._start(groups.tolist())
         videos = {int(group): self._group(int(group)) for group in np.unique(groups)}
         first = next(iter(videos.values()))
-        out = np.empty((len(groups), *first.shape[1:]), first.dtype)
+        length = first.shape[1]
+        out = np.empty((len(groups), length if frames is None else 1, *first.shape[2:]), first.dtype)
         for place, (group, row) in enumerate(zip(groups.tolist(), rows.tolist(), strict=True)):
-            out[place] = videos[group][row]
+            clip = videos[group][row]
+            out[place] = clip if frames is None else clip[int(frames[place]) % length]
         self._forget()
         return torch.from_numpy(out)
 
