@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import math
-import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -20,6 +19,7 @@ from pyoco_pipeline.study.cells import (
     digest,
     fewer_clips,
 )
+from pyoco_pipeline.study.deadline import Deadline
 from pyoco_pipeline.study.run_cell import CellTask
 from pyoco_pipeline.study.settings import AblateAlphaSettings, RungSettings
 from pyoco_pipeline.study.solver_steps import SolverTask
@@ -75,7 +75,7 @@ class _Study:
         self.material, self.settings, self.run, self.on_cell = material, settings, run, on_cell
         self.shared, self.code = material.facts(settings), code_sha256()
         self.id = f"{settings.study}-{digest(self.shared)[:8]}"
-        self.deadline = time.time() + 60 * settings.max_minutes if settings.max_minutes else None
+        self.deadline = Deadline.after(settings.max_minutes) if settings.max_minutes else None
         self.own = replace(material)  # without what was opened here: it is sent to other processes
         self.tasks: dict[Cell, CellTask] = {}
         discard_leftovers(material.work)

@@ -16,6 +16,7 @@ from filelock import FileLock, Timeout
 from pyoco_pipeline.config import StageSettings
 from pyoco_pipeline.errors import Stopped, UserError
 from pyoco_pipeline.study.cells import Cell, cell_id, stage_settings, untrained_id
+from pyoco_pipeline.study.deadline import Deadline
 from pyoco_pipeline.study.settings import AblateAlphaSettings
 from pyoco_pipeline.study.work import CellFolder, EvaluationFolder
 
@@ -27,7 +28,7 @@ logger = logging.getLogger(__name__)
 class CellTask:
     """A cell and how far it is to go; picklable, so that another process can do it.
 
-    material: a `Material`, named here without importing torch. shared: its facts. deadline: seconds since the epoch.
+    material: a `Material`, named here without importing torch. shared: its facts.
     """
 
     cell: Cell
@@ -36,7 +37,7 @@ class CellTask:
     material: Any
     shared: dict[str, Any]
     code: str
-    deadline: float | None = None
+    deadline: Deadline | None = None
 
     @property
     def folder(self) -> CellFolder:
@@ -61,7 +62,7 @@ class CellTask:
     @property
     def is_late(self) -> bool:
         """Whether nothing is to be begun any more."""
-        return self.deadline is not None and time.time() >= self.deadline
+        return self.deadline is not None and self.deadline.left_s() <= 0
 
 
 class _Reached(Exception):
@@ -154,7 +155,7 @@ class _Piece:
 
         material, stage = self.material, self.stage
         if self.task.deadline is not None:
-            minutes = max(1e-3, (self.task.deadline - time.time()) / 60)
+            minutes = max(1e-3, self.task.deadline.left_s() / 60)
             train = stage.train.model_copy(update={"max_minutes": minutes})
             stage = stage.model_copy(update={"train": train})
         try:
