@@ -13,14 +13,15 @@ from typing import Any
 
 import click
 from kedro.framework.cli.project import run as kedro_run
-from yaml import YAMLError
+from yaml import YAMLError, safe_load
 
-from pyoco_pipeline.errors import UserError
+from pyoco_pipeline.errors import UserError, in_one_line
 from pyoco_pipeline.reporting.redact import redact, redact_traceback
 
 logger = logging.getLogger(__name__)  # goes to info.log alone: conf/logging.yml
 logger.addFilter(redact_traceback)
 
+_CONF = "conf/ can't be read"
 # Kedro's own words for an unknown node, tag or namespace.
 _NO_SUCH_NODE = ("Pipeline does not contain", "Pipeline contains no nodes")
 
@@ -34,7 +35,7 @@ def _run(verbose: bool, **options: Any) -> Any:
     try:
         return kedro_run.callback(**options)
     except Exception as error:
-        message = user_message(error)
+        message = _conf_message(user_message(error))
         if message is None or verbose:
             raise
         logger.error("The run failed", exc_info=error)
@@ -66,13 +67,29 @@ def _message(error: BaseException) -> str | None:
     if isinstance(error, MissingConfigException):
         return f"{error}. Environments are the folders of conf/."
     if isinstance(error, OmegaConfBaseException | YAMLError):
-        return f"conf/ can't be read: {error}"
+        return f"{_CONF}: {error}"
     if isinstance(error, ImportError) and error.__cause__ is None:
         unknown = re.search(r"'pyoco_pipeline\.pipelines\.(\w+)' module", str(error))
         return f"there is no pipeline {unknown[1]}: `kedro registry list` names them." if unknown else None
     if isinstance(error, ValueError) and str(error).startswith(_NO_SUCH_NODE):
         return f"{str(error).rstrip('.')}. `kedro registry describe` names the nodes."
     return None
+
+
+def _conf_message(message: str | None) -> str | None:
+    """The message, but of what no one or only "conf/" is named for, which file of conf/ is damaged, where one is."""
+    from kedro.utils import find_kedro_project
+
+    if message is not None and not message.startswith(_CONF):
+        return message
+    for path in sorted(((find_kedro_project(Path.cwd()) or Path.cwd()) / "conf").rglob("*.yml")):
+        try:
+            content = safe_load(path.read_text(encoding="utf-8"))
+        except (OSError, ValueError, YAMLError) as error:
+            return f"{path} can't be read as YAML ({in_one_line(error)}): mend it, or restore it from git."
+        if not isinstance(content, dict | None):
+            return f"{path} holds a {type(content).__name__}, not names with values: mend it, or restore it from git."
+    return message
 
 
 _FOUND = re.compile(r"(?P<message>.*?) \[type=\w+, input_value=(?P<value>.*), input_type=\w+\]")
@@ -157,7 +174,7 @@ def check_config(env: str | None, params: dict[str, Any]) -> None:
     try:
         findings = list(_findings(env, params))
     except Exception as error:
-        message = user_message(error)
+        message = _conf_message(user_message(error))
         if message is None:
             raise
         findings = [("problem", message)]

@@ -296,6 +296,8 @@ def _write_timing(file: Path, node_name: str, seconds: float) -> None:
         timings = json.loads(file.read_text())
     except (OSError, ValueError):
         timings = {}
+    if not isinstance(timings, dict):
+        timings = {}
     timings[node_name] = round(seconds, 3)
     file.parent.mkdir(parents=True, exist_ok=True)
     partial = file.with_suffix(".partial")

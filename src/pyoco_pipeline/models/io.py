@@ -287,16 +287,16 @@ def _save_info(folder: Path, info: StageInfo | None) -> None:
         (folder / "stage.json").write_text(json.dumps(asdict(info), indent=2) + "\n")
 
 
-def read_json(path: Path) -> dict[str, Any]:
-    """The content of a JSON file of names with values; UserError where it is something else."""
+def read_json(path: Path, mend: str = "write it anew") -> dict[str, Any]:
+    """The content of a JSON file of names with values; UserError, which says `mend`, where it is something else."""
     try:
         content = json.loads(path.read_text())
     except ValueError as error:
         raise UserError(
-            f"{path} is not JSON ({error}): it was cut short or edited; write it anew."
+            f"{path} is not JSON ({error}): it was cut short or edited; {mend}."
         ) from error
     if not isinstance(content, dict):
-        raise UserError(f"{path} holds a {type(content).__name__}, not names with values: write it anew.")
+        raise UserError(f"{path} holds a {type(content).__name__}, not names with values: {mend}.")
     return content
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from pyoco_pipeline.errors import UserError
 from pyoco_pipeline.models.inflation import ImageUNet
-from pyoco_pipeline.models.io import load_image_model, load_stage_info, save_image_model, sha256_of
+from pyoco_pipeline.models.io import load_image_model, load_stage_info, read_json, save_image_model, sha256_of
 
 FOLDER = Path(__file__).parents[1] / "assets" / "digits_unet"
 _WEIGHTS = "unet/diffusion_pytorch_model.safetensors"
@@ -23,7 +23,7 @@ def load_shipped(kind: str, size: tuple[int, int], text_encoder_sha256: str) -> 
 
     Raises UserError when clips or text encoder are not those it was made for.
     """
-    card = json.loads((FOLDER / "card.json").read_text())
+    card = read_json(FOLDER / "card.json", "reinstall")
     found = sha256_of(FOLDER / _WEIGHTS)
     if found != card["sha256"]:
         raise UserError(f"{FOLDER / _WEIGHTS} has sha256 {found}, its card says {card['sha256']}: reinstall.")

@@ -51,15 +51,18 @@ def text_encoder_folder(name: str) -> Path:
     return folder
 
 
-def load_tokenizer(folder: Path):
-    """The fast tokenizer of a text encoder's folder; UserError where its files can't be read."""
+def load_tokenizer(folder: Path, kind: Any = None) -> Any:
+    """The tokenizer of a model's folder, the one that it names or of the class `kind`.
+
+    Raises UserError where its files can't be read.
+    """
     from transformers import AutoTokenizer
 
     for name in _TOKENIZER:  # a damaged one by its name, which the library does not say
         if (folder / name).is_file():
             read_json(folder / name)
     try:
-        return AutoTokenizer.from_pretrained(folder, local_files_only=True)
+        return (kind or AutoTokenizer).from_pretrained(folder, local_files_only=True)
     except Exception as error:
         if not isinstance(error, _UNREADABLE) and type(error) is not Exception:  # which tokenizers raises
             raise

@@ -86,13 +86,15 @@ class ClipVitB32(PublishedExtractor):
         if self._tokenizer is None:
             from transformers import CLIPTokenizer
 
+            from pyoco_pipeline.models.text import load_tokenizer
+
             folder = self.weights.path.parent
             # Without these files transformers makes a tokeniser that knows no words, and says nothing.
             if not any(all((folder / name).is_file() for name in names) for names in TOKENIZER_FILES):
                 raise UserError(
                     f"{folder} holds no tokeniser of CLIP: add vocab.json and merges.txt, or tokenizer.json."
                 )
-            self._tokenizer = CLIPTokenizer.from_pretrained(folder, local_files_only=True)
+            self._tokenizer = load_tokenizer(folder, CLIPTokenizer)
         limit = self._net.config.text_config.max_position_embeddings  # type: ignore[union-attr]
         tokens = self._tokenizer(
             captions, padding=True, truncation=True, max_length=limit, return_tensors="pt"

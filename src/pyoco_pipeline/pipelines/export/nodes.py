@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 from functools import partial
 from pathlib import Path
@@ -57,11 +56,13 @@ def export_model(
 
 def _metrics(path: Path, model: Path, clips_sha256: str) -> dict[str, Any] | None:
     """The content of metrics.json where it is of this model: on its clips, and written after it."""
+    from pyoco_pipeline.models.io import read_json
+
     if not path.is_file():
         return None
-    metrics = json.loads(path.read_text())
+    metrics = read_json(path, "run `evaluate` again")
     newer = path.stat().st_mtime_ns > (model / "stage.json").stat().st_mtime_ns
-    if newer and metrics["reference_sha256"] == clips_sha256:
+    if newer and metrics.get("reference_sha256") == clips_sha256:
         return metrics
     _log.warning("%s is older than the model or of other clips, so the card goes without metrics.", path)
     return None

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import platform
 from collections.abc import Mapping
 from datetime import datetime
@@ -14,6 +13,7 @@ import numpy as np
 import pandas as pd
 
 from pyoco_pipeline.config import ReportSettings
+from pyoco_pipeline.errors import UserError, in_one_line
 
 
 def write_report(
@@ -86,6 +86,8 @@ def _stage_facts(cascade: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 def _run_facts(work: Path) -> dict[str, Any]:
+    from pyoco_pipeline.models.io import read_json
+
     timings = work / "timings.json"
     return {
         "date": datetime.now().isoformat(sep=" ", timespec="minutes"),
@@ -93,7 +95,7 @@ def _run_facts(work: Path) -> dict[str, Any]:
         "torch": version("torch"),
         "diffusers": version("diffusers"),
         "python": platform.python_version(),
-        "wall_time_s": json.loads(timings.read_text()) if timings.is_file() else {},
+        "wall_time_s": read_json(timings, "delete it") if timings.is_file() else {},
     }
 
 
@@ -150,7 +152,12 @@ def _ingest_facts(clips: Path) -> dict[str, Any]:
 
     store = ClipStore(clips)
     manifest = store.manifest
-    quarantined = pd.read_csv(io.StringIO(store.read_text("quarantine.csv"))).to_dict("records")
+    try:
+        quarantined = pd.read_csv(io.StringIO(store.read_text("quarantine.csv"))).to_dict("records")
+    except (OSError, ValueError) as error:  # pandas' errors are among these
+        raise UserError(
+            f"{store.folder}/quarantine.csv can't be read as a table ({in_one_line(error)}): run `ingest` again."
+        ) from error
     return {
         "kept": sum(manifest.counts.values()),
         "quarantined": quarantined,
