@@ -316,6 +316,12 @@ class ClipStore:
         except (OSError, ValueError, LookupError, TypeError, pa.ArrowException) as error:
             raise self._damaged(shard.file, error) from error
 
+    def check_whole(self) -> None:
+        """UserError where a shard is missing, cut short or of other clips; all are opened, and no clip is read."""
+        for shard in self.manifest.shards:
+            with self.open_shard(shard):
+                pass
+
     def _parquet(self, shard: Shard) -> pq.ParquetFile:
         if self.is_remote:
             # Parquet says which bytes it needs; reading ahead of it fetches four times as many.

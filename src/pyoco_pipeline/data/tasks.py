@@ -10,6 +10,7 @@ from __future__ import annotations
 import atexit
 import hashlib
 import json
+import logging
 import os
 import shutil
 from collections import Counter
@@ -21,6 +22,7 @@ from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 import pandas as pd
+import pyarrow.parquet as pq
 
 from pyoco_pipeline.data.clips import SHARD_ROWS, CaptionedClip, Clip, Shard, ShardWriter, shard_name
 from pyoco_pipeline.data.cutting import CutOptions
@@ -28,6 +30,9 @@ from pyoco_pipeline.data.filters import FilterOptions, rejection
 from pyoco_pipeline.data.isolation import Isolated, IsolationError
 from pyoco_pipeline.data.media import VideoError
 from pyoco_pipeline.data.segments import MediaFiles, Segment, cut_segment, scored
+from pyoco_pipeline.errors import in_one_line
+
+logger = logging.getLogger(__name__)
 
 FORMAT = 1  # counts up when the same task would write something else
 _LIMITS = ("file_timeout_s", "memory_mb")
@@ -137,17 +142,32 @@ class TaskRecord:
 
 
 def read_record(task: Task) -> TaskRecord | None:
-    """The record of a task that is done, and whose limits of time and memory, where they were met, are still those."""
+    """The record of a task that is done, and whose limits of time and memory, where they were met, are still those.
+
+    None, with a warning, where it or a shard is damaged: the task is done again.
+    """
     path = task.folder / "task.json"
     if not path.is_file():
         return None
-    content = json.loads(path.read_text())
+    try:
+        record = _parsed(path.read_text())
+        whole = all((task.folder / shard.file).is_file() for shard in record.shards)
+        for shard in record.shards if whole else ():
+            path = task.folder / shard.file
+            if pq.read_metadata(path).num_rows != shard.rows:
+                raise ValueError(f"it has other clips than {shard.rows}")
+    except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
+        logger.warning("%s is damaged (%s): what it is part of is done again.", path, in_one_line(error))
+        return None
+    return record if whole and record.limits in (None, _limits(task)) else None
+
+
+def _parsed(text: str) -> TaskRecord:
+    content = json.loads(text)
     for name, kind in (("shards", lambda shard: Shard(**shard)), ("quarantine", tuple), ("left_out", tuple)):
         content[name] = tuple(kind(row) for row in content[name])
     content["limits"] = content["limits"] and tuple(content["limits"])
-    record = TaskRecord(**content)
-    whole = all((task.folder / shard.file).is_file() for shard in record.shards)
-    return record if whole and record.limits in (None, _limits(task)) else None
+    return TaskRecord(**content)
 
 
 def run_task(task: Task) -> tuple[int, int]:

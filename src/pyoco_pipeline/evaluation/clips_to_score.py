@@ -137,9 +137,11 @@ def kept_clips(folder: Path, choice: ClipChoice, into: Path) -> tuple[ClipStore,
     try:
         content = json.loads((into / KEY_FILE).read_text())
         if content["key"] == key:
-            return ClipStore(into), Excluded(content["excluded"])
-    except (OSError, ValueError, KeyError, UserError):
-        pass  # not there, or left half-written: cut anew
+            store = ClipStore(into)
+            store.check_whole()
+            return store, Excluded(content["excluded"])
+    except (OSError, ValueError, LookupError, TypeError, UserError):
+        pass  # not there, left half-written, or damaged: cut anew
     shutil.rmtree(into, ignore_errors=True)
     store, excluded = cut_folder(folder, choice, into)
     (into / KEY_FILE).write_text(json.dumps({"key": key, "excluded": excluded.files}))

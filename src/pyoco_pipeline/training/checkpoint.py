@@ -12,6 +12,8 @@ import json
 import logging
 import os
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,7 +21,7 @@ from typing import Any
 from safetensors import SafetensorError
 from torch import Tensor, distributed
 
-from pyoco_pipeline.errors import UserError, is_full_disk
+from pyoco_pipeline.errors import UserError, in_one_line, is_full_disk
 from pyoco_pipeline.training import pieces
 from pyoco_pipeline.training.pieces import Pieces
 from pyoco_pipeline.training.processes import told
@@ -48,10 +50,11 @@ _PARTS = ("network", "ema", "optimizer")
 class Stored:
     """A checkpoint on disk, whose tensors are read by name.
 
-    Raises OSError, ValueError, KeyError or SafetensorError where it can't be read, or is not whole.
+    Raises OSError, ValueError, LookupError, TypeError or SafetensorError where it can't be read, or is not whole.
     """
 
     def __init__(self, path: Path) -> None:
+        self.path = path
         state = json.loads((path / "state.json").read_text())
         self.step: int = state["step"]
         self.fingerprint: dict[str, Any] = state["fingerprint"]
@@ -69,6 +72,17 @@ class Stored:
             for part in (self.network, self.ema, self.optimizer)
         )
         return Snapshot(self.step, self.fingerprint, network, ema, optimizer, self.history, self.finished)
+
+    @contextmanager
+    def fitting(self) -> Iterator[None]:
+        """Within, tensors are read: UserError for those that a network of this run does not have, or lacks."""
+        try:
+            yield
+        except (ValueError, LookupError, SafetensorError) as error:
+            raise UserError(
+                f"{self.path} holds other tensors than this run's ({in_one_line(error)}): delete it, and the same "
+                "command goes on from the checkpoint before it."
+            ) from error
 
 
 class CheckpointFolder:
@@ -159,8 +173,8 @@ class CheckpointFolder:
         for path in reversed(self.paths()):
             try:
                 Stored(path)
-            except (OSError, ValueError, KeyError, SafetensorError) as error:
-                passed_over.append((str(path), str(error)))
+            except (OSError, ValueError, LookupError, TypeError, SafetensorError) as error:
+                passed_over.append((str(path), in_one_line(error)))
             else:
                 return path.name, passed_over
         return None, passed_over
@@ -180,7 +194,13 @@ def mark_finished(folder: Path) -> None:
     """Say in the newest checkpoint that its weights are kept elsewhere, so that the next run starts anew."""
     newest = CheckpointFolder(folder, keep=1).paths()[-1]
     aside = newest / ".state.json"
-    state = json.loads((newest / "state.json").read_text()) | {"finished": True}
+    try:
+        state = json.loads((newest / "state.json").read_text()) | {"finished": True}
+    except (OSError, ValueError, TypeError) as error:
+        raise UserError(
+            f"{newest / 'state.json'} can't be read ({in_one_line(error)}): delete {newest}, and the same command goes "
+            "on from the checkpoint before it."
+        ) from error
     aside.write_text(json.dumps(state, indent=2) + "\n")
     aside.replace(newest / "state.json")
 

@@ -264,12 +264,13 @@ class _Run:
                 self.folder.clear()
             return
         check_same_run(stored, self.fingerprint, self.folder.folder)
-        with torch.no_grad():
-            for name, value in self.network.state_dict().items():
-                local(value).copy_(local(stored.network.read(name, value)))
-            for name, value in self.ema.state_dict().items():
-                local(value).copy_(local(stored.ema.read(name, value)))
-        load_optimizer(self.optimizer, stored.optimizer)
+        with stored.fitting():
+            with torch.no_grad():
+                for name, value in self.network.state_dict().items():
+                    local(value).copy_(local(stored.network.read(name, value)))
+                for name, value in self.ema.state_dict().items():
+                    local(value).copy_(local(stored.ema.read(name, value)))
+            load_optimizer(self.optimizer, stored.optimizer)
         self.step, self.history = stored.step, stored.history
         logger.info("%s: going on from step %d of %d", self.stage, self.step, self.settings.steps)
 
