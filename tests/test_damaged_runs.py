@@ -19,6 +19,7 @@ from test_published_clip import folder as clip_folder  # noqa: F401 (a fixture)
 from tiny import make_batches, make_objective, make_store, make_video_unet, train_settings
 from video_files import write_video
 
+from pyoco_pipeline.cascade.plan import from_json
 from pyoco_pipeline.cascade.stages import STAGES
 from pyoco_pipeline.data import tasks as tasks_module
 from pyoco_pipeline.data.clips import ClipStore
@@ -115,11 +116,24 @@ def test_no_checkpoint_can_be_read(tmp_path, caplog, trained):
     assert caplog.text.count("can't be read") == 2
 
 
-# --- Evaluation ---
+# --- Sampling and evaluation ---
 
 
-@pytest.mark.parametrize("damage", SOME)
-@pytest.mark.parametrize("file", ["cut_from.json", "manifest.json", "*.parquet"])
+@pytest.mark.parametrize("content", [[3], [{"unknown": 1}], 3])
+def test_a_plan_of_something_else_ends_in_a_sentence(content):
+    with pytest.raises(UserError, match=r"cascade\.json holds no plan .*: run `generate`"):
+        from_json(content)
+
+
+@pytest.mark.parametrize(
+    ("file", "damage"),
+    [
+        ("cut_from.json", "cut"),
+        ("cut_from.json", "other 0"),
+        ("manifest.json", "garbage"),
+        ("*.parquet", "cut"),
+    ],
+)
 def test_clips_that_were_cut_before_and_are_damaged_are_cut_anew(tmp_path, file, damage):
     (tmp_path / "videos").mkdir()
     write_video(tmp_path / "videos" / "a_red_ball.mp4", 6)

@@ -78,8 +78,13 @@ def as_json(plan: list[PlannedStage]) -> list[dict[str, Any]]:
 
 
 def from_json(content: list[dict[str, Any]]) -> list[PlannedStage]:
-    """The inverse of `as_json`."""
-    return [PlannedStage(**stage) for stage in content]
+    """The inverse of `as_json`; UserError where it is of something else."""
+    try:
+        return [PlannedStage(**stage) for stage in content]
+    except TypeError as error:
+        raise UserError(
+            f"cascade.json holds no plan of a cascade ({error}): run `generate` from its beginning."
+        ) from error
 
 
 def _stages_asked_for(models: Mapping[str, Path], settings: GenerateSettings) -> tuple[list[str], str]:

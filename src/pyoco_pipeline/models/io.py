@@ -274,7 +274,9 @@ def load_stage_info(folder: str | Path) -> StageInfo:
         )
     content = read_json(path)
     try:
-        tuples: dict[str, Any] = {key: tuple(content[key]) for key in ("shape", "sigma_range") if key in content}
+        tuples: dict[str, Any] = {
+            key: tuple(content[key]) for key in ("shape", "sigma_range") if key in content
+        }
         return StageInfo(**(content | tuples))
     except TypeError as error:  # a key that is missing or unknown, a shape that is none
         raise UserError(
@@ -292,9 +294,7 @@ def read_json(path: Path, mend: str = "write it anew") -> dict[str, Any]:
     try:
         content = json.loads(path.read_text())
     except ValueError as error:
-        raise UserError(
-            f"{path} is not JSON ({error}): it was cut short or edited; {mend}."
-        ) from error
+        raise UserError(f"{path} is not JSON ({error}): it was cut short or edited; {mend}.") from error
     if not isinstance(content, dict):
         raise UserError(f"{path} holds a {type(content).__name__}, not names with values: {mend}.")
     return content
