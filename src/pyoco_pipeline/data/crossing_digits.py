@@ -26,6 +26,7 @@ from pyoco_pipeline.data.digits import (
     glyph_split,
     glyphs,
     paths,
+    planned_row,
 )
 
 ATTRIBUTES = (*OF_ONE, *(f"{name}2" for name in OF_ONE))  # of the digit in front, then of the one behind
@@ -75,13 +76,7 @@ def plan_crossing(num_clips: int, split: str, seed: int = 0) -> pd.DataFrame:
         said = [caption(int(d["digit"]), d["colour"], d["direction"], d["speed"]) for d in digits]
         rows.append(
             {
-                "row_id": f"{split}-{i:06d}",
-                "path": f"glyph-{front['glyph']:04d}",  # so that the leakage rule watches over the glyphs
-                "caption": crossing_caption(*said),
-                "start": np.nan,
-                "end": np.nan,
-                "split": split,
-                "path_problem": "",
+                **planned_row(split, i, front["glyph"], crossing_caption(*said)),
                 **front,
                 **{f"{name}2": value for name, value in behind.items()},
                 "meeting": float(rng.uniform(*MEETING)),

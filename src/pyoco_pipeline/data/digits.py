@@ -67,6 +67,19 @@ def caption(digit: int, colour: str, direction: str, speed: str) -> str:
     return f"{article} {colour} digit {digit} moving {speed} {axis}, first {direction}"
 
 
+def planned_row(split: str, number: int, glyph: int, text: str) -> dict[str, Any]:
+    """What a planned clip is to ingest, whatever is seen in it: the clip of a path, whole, and its caption `text`."""
+    return {
+        "row_id": f"{split}-{number:06d}",
+        "path": f"glyph-{glyph:04d}",  # so that the leakage rule watches over the glyphs
+        "caption": text,
+        "start": np.nan,
+        "end": np.nan,
+        "split": split,
+        "path_problem": "",
+    }
+
+
 def plan_clips(num_clips: int, split: str, seed: int = 0) -> pd.DataFrame:
     """One row per clip to render; row i depends on (seed, split, i) alone."""
     _, labels = glyphs()
@@ -81,14 +94,8 @@ def plan_clips(num_clips: int, split: str, seed: int = 0) -> pd.DataFrame:
         travel = STRAIGHT_STEPS * SPEEDS[speed]
         along = float(rng.uniform(0.0, 1.0 - travel))
         rows.append(
-            {
-                "row_id": f"{split}-{i:06d}",
-                "path": f"glyph-{glyph:04d}",  # so that the leakage rule watches over the glyphs
-                "caption": caption(int(labels[glyph]), colour, direction, speed),
-                "start": np.nan,
-                "end": np.nan,
-                "split": split,
-                "path_problem": "",
+            planned_row(split, i, glyph, caption(int(labels[glyph]), colour, direction, speed))
+            | {
                 "digit": str(labels[glyph]),
                 "colour": colour,
                 "direction": direction,
