@@ -78,3 +78,8 @@ def load_optimizer(optimizer: torch.optim.Optimizer, pieces: Pieces) -> None:
             name, like if shape == tuple(like.shape) else None
         )
     optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
+    for parameter in parameters:
+        for key, value in optimizer.state[parameter].items():
+            if value.shape == parameter.shape and value.stride() != parameter.stride():
+                # A fused step takes one layout, of channels last where the parameter has it.
+                optimizer.state[parameter][key] = torch.empty_like(parameter, dtype=value.dtype).copy_(value)
