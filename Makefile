@@ -37,11 +37,14 @@ run: setup
 check-config: setup
 	kedro check-config $(if $(ENV),--env $(ENV))
 
+# A process of tests per core, four at most: each takes 1.5 GB, and starts others. One file: `pytest tests/test_noise.py`.
+PYTEST := OMP_NUM_THREADS=1 pytest --numprocesses logical --maxprocesses 4 --dist worksteal
+
 test: setup-dev
-	pytest
+	$(PYTEST)
 
 test-fast: setup-dev
-	pytest -m "not slow"
+	$(PYTEST) -m "not slow"
 
 # One worker and no job runner: starts in a third of the default's time. Listens on this machine only.
 ui: setup
