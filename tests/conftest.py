@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import tiny
 import torch
+from kept_processes import Kept, end_kept_processes
 
 torch.set_num_threads(1)  # the networks of the tests are so small that threads only wait for each other
 
@@ -32,3 +33,24 @@ def digits_embeddings(tmp_path_factory, digits_store):
     """Embeddings of width 8 of the captions of `digits_store` and of the empty caption."""
     captions = [item.caption for item in digits_store.take()]
     return tiny.make_embeddings(tmp_path_factory.mktemp("embeddings"), captions)
+
+
+@pytest.fixture(scope="session")
+def latents(tmp_path_factory, digits_store):
+    """Latents of `digits_store`, 4x4x4x4."""
+    from autoencoders import make_latents
+
+    return make_latents(tmp_path_factory.mktemp("latents"), digits_store)
+
+
+@pytest.fixture(scope="session")
+def kept_processes_end():
+    yield
+    end_kept_processes()
+
+
+@pytest.fixture
+def kept_processes(monkeypatch, kept_processes_end):
+    """What trains, samples or reads on several processes takes those of the test before."""
+    for module in ("training.processes", "launch"):
+        monkeypatch.setattr(f"pyoco_pipeline.{module}.Isolated", Kept)

@@ -75,7 +75,7 @@ def cut_the_cable() -> None:
 def main(folder: Path, name: str, changes: dict[str, object]) -> int:
     torch.set_num_threads(1)
     happens = {None: None, "dies": die, "is cut off": cut_the_cable}[changes.pop("the_other", None)]  # type: ignore[index]
-    launched._GONE_S = 10.0
+    launched._GONE_S = 6.0
     world = launched.world()
     if world.rank:
         if happens is not None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import html
-import logging
 import subprocess
 import sys
 from dataclasses import replace
@@ -18,7 +17,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pyoco_pipeline.data.caption_columns import derive_columns, dominant_script, normalise
-from pyoco_pipeline.data.caption_validator import CaptionValidator
 from pyoco_pipeline.data.captions import CaptionCheck, RowExample, RuleOutcome, check_captions
 from pyoco_pipeline.data.captions_html import caption_report_html
 from pyoco_pipeline.data.drift import Drift, Share, Statistic
@@ -350,191 +348,6 @@ def test_the_report_of_many_rows_stays_short():
     assert "3 of 100,000 rows, less than 0.1%" in page
     assert "<td>one reason</td><td>99,990</td>" in page
     assert "and 99,950 more rows" in page
-
-
-# --- Shards ---
-
-# One rule of each kind that is judged by row, with and without `mostly`, and some that are the whole table's.
-RULES = [
-    *DEFAULT_EXPECTATIONS,
-    rule("values_to_be_between", column="characters", max_value=3, mostly=0.5),
-    rule("values_to_match_regex", column="caption", regex="a", mostly=2 / 3),
-    rule("values_to_match_regex_list", "warn", column="caption", regex_list=["a", "b"], match_on="any"),
-    rule("values_to_not_be_null", column="caption", mostly=0.9),
-    rule("values_to_be_null", "warn", column="caption", mostly=0.1),
-    rule("values_to_not_be_in_set", column="caption", value_set=["a", "b"]),
-    rule("value_lengths_to_be_between", column="caption", max_value=2, mostly=0.7),
-    rule("value_lengths_to_equal", "warn", column="caption", value=1),
-    rule("values_to_be_json_parseable", "warn", column="caption"),
-    rule("values_to_be_dateutil_parseable", "warn", column="caption"),
-    rule("values_to_match_strftime_format", "warn", column="caption", strftime_format="%Y"),
-    rule("values_to_be_unique", column="caption", mostly=0.6),
-    rule("mean_to_be_between", "warn", column="characters", max_value=2),
-    rule("values_to_be_increasing", "warn", column="characters"),
-    rule("values_to_be_in_set", column="caption", value_set=["a"], row_condition="characters > 2",
-         condition_parser="pandas"),
-]  # fmt: skip
-
-
-def same(one: CaptionCheck, other: CaptionCheck) -> None:
-    assert one.rules == other.rules
-    pd.testing.assert_frame_equal(one.kept, other.kept)
-    pd.testing.assert_frame_equal(one.dropped, other.dropped)
-
-
-SHORT = st.none() | st.text(st.sampled_from("ab7<>\x07 "), max_size=4)
-
-
-@given(st.lists(SHORT, min_size=1, max_size=8), st.integers(1, 9))
-@settings(deadline=None, max_examples=4)
-def test_the_size_of_a_shard_changes_nothing(captions, shard_rows):
-    same(
-        check_captions(table(*captions), RULES, shard_rows=shard_rows),
-        check_captions(table(*captions), RULES, shard_rows=len(captions)),
-    )
-
-
-@given(st.lists(SHORT, min_size=1, max_size=12))
-@settings(deadline=None, max_examples=2)
-def test_the_merged_verdict_is_great_expectations_own(captions):
-    import great_expectations as gx
-    from great_expectations.expectations.registry import get_expectation_impl
-
-    frame = derive_columns(table(*captions))
-    outcomes = check_captions(table(*captions), RULES, shard_rows=2).rules
-    source = gx.get_context(mode="ephemeral").data_sources.add_pandas("here")
-    batch = source.add_dataframe_asset("all").add_batch_definition_whole_dataframe("all")
-    for one, outcome in zip(RULES, outcomes, strict=True):
-        expectation = get_expectation_impl(one["type"])(**one["kwargs"])
-        theirs = batch.get_batch({"dataframe": frame}).validate(expectation)
-        assert (outcome.type, outcome.success) == (one["type"], bool(theirs.success))
-        assert outcome.num_failing == theirs.result.get("unexpected_count", 0)
-
-
-def test_examples_are_the_first_failing_rows_of_the_table_whatever_the_shards():
-    captions = table(*[None if k % 2 else GOOD for k in range(30)])
-    outcome = check_captions(captions, DEFAULT_EXPECTATIONS[:1], shard_rows=4).rules[0]
-    assert outcome.num_failing == 15
-    assert [example.row_id for example in outcome.examples] == ["row1", "row3", "row5", "row7", "row9"]
-
-
-def test_duplicates_and_leakage_are_seen_across_shards():
-    captions = table("x", "y", "X!", path=["a", "b", "a"], split=["train", "train", "test"])
-    near = rule("mean_to_be_between", "warn", column="near_duplicate", max_value=0)
-    check = check_captions(captions, [near, DEFAULT_EXPECTATIONS[-1]], shard_rows=1)
-    assert check.rules[0].observed == "0.3333"
-    assert [example.row_id for example in check.rules[1].examples] == ["row0", "row2"]
-
-
-def test_a_rule_that_cannot_be_evaluated_is_named_in_any_shard():
-    with pytest.raises(UserError, match=r"Caption rule 1 .* cannot be evaluated"):
-        check_captions(
-            table(None, "a"), [rule("values_to_match_regex", column="caption", regex="(")], shard_rows=1
-        )
-
-
-def test_shards_of_no_rows_are_refused():
-    with pytest.raises(UserError, match=r"shard_rows .* is 0; give at least 1"):
-        check_captions(table(GOOD), DEFAULT_EXPECTATIONS, shard_rows=0)
-
-
-# --- The validator ---
-
-
-def test_the_validator_keeps_good_rows_writes_the_report_and_says_so(tmp_path, caplog):
-    report = tmp_path / "reports" / "captions.html"
-    with caplog.at_level(logging.INFO):
-        kept = CaptionValidator(str(report), DEFAULT_EXPECTATIONS).validate(table(GOOD, None, "мяч"))
-    assert kept["row_id"].tolist() == ["row0", "row2"]
-    assert report.read_text(encoding="utf-8").startswith("<!doctype html>")
-    assert [path.name for path in report.parent.iterdir()] == ["captions.html"]
-    assert [record.name for record in caplog.records] == ["pyoco_pipeline.data.caption_validator"] * 2
-    assert "not in Latin script" in caplog.messages[0]
-    assert "Dropped 1 of 3 captions" in caplog.messages[1]
-
-
-def test_the_validator_takes_its_own_rules(tmp_path):
-    only = [rule("values_to_match_regex", column="caption", regex="^digit")]
-    kept = CaptionValidator(str(tmp_path / "r.html"), expectations=only).validate(table("digit 7", GOOD))
-    assert kept["caption"].tolist() == ["digit 7"]
-
-
-def test_the_validator_raises_on_a_broken_fail_rule_and_when_nothing_is_left(tmp_path):
-    validator = CaptionValidator(str(tmp_path / "r.html"), DEFAULT_EXPECTATIONS)
-    with pytest.raises(UserError, match=r"break a rule that must hold(.|\n)*row0"):
-        validator.validate(table(GOOD, "b", path=["a", "a"], split=["train", "test"]))
-    assert "failed" in (tmp_path / "r.html").read_text(encoding="utf-8")
-    with pytest.raises(UserError, match="no row left"):
-        validator.validate(table(None, None))
-
-
-def test_the_validator_works_from_a_kedro_catalog(tmp_path):
-    from kedro.io import DataCatalog
-
-    options = {"filepath": str(tmp_path / "captions.html"), "expectations": DEFAULT_EXPECTATIONS}
-    validator = {"class": "pyoco_pipeline.data.caption_validator.CaptionValidator", "on": ["save"]}
-    catalog = DataCatalog.from_config(
-        {"captions": {"type": "kedro.io.MemoryDataset", "validator": {**validator, "options": options}}}
-    )
-    catalog.save("captions", table(GOOD, None))
-    assert len(catalog.load("captions")) == 1
-    assert (tmp_path / "captions.html").is_file()
-
-
-def test_the_validators_files_are_in_the_project_when_kedro_starts_in_a_subfolder(monkeypatch):
-    from kedro.framework.session import KedroSession
-    from kedro.framework.startup import bootstrap_project
-
-    monkeypatch.chdir(PROJECT / "conf")
-    bootstrap_project(PROJECT)
-    with KedroSession.create(PROJECT) as session:
-        spec = session.load_context().catalog.validator_specs["captions"]
-    validator = CaptionValidator(**spec.options)
-    assert validator.report == PROJECT / "data/02_intermediate/captions.html"
-    assert validator.drift["filepath"] == str(PROJECT / "data/02_intermediate/captions.parquet")
-
-
-EXECUTORS = ["inline", *(pytest.param(name, marks=pytest.mark.slow) for name in ("processes", "ray"))]
-
-
-@pytest.mark.parametrize("executor", EXECUTORS)
-def test_every_executor_keeps_the_same_rows(tmp_path, executor):
-    if executor == "ray":
-        pytest.importorskip("ray")
-    captions = table(*[GOOD, None, "<b>", "x"] * 5)
-    options = {"shard_rows": 7, "executor": executor, "workers": 2}
-    kept = CaptionValidator(str(tmp_path / "r.html"), DEFAULT_EXPECTATIONS, **options).validate(captions)
-    pd.testing.assert_frame_equal(kept, check_captions(captions, DEFAULT_EXPECTATIONS).kept)
-
-
-BAD_OPTIONS = {
-    "executor": ({"executor": "dask"}, "executor 'dask' is not known; choose inline"),
-    "data docs": ({"data_docs": {"folder": "x"}}, r"write \{path: <folder>\}"),
-    "drift": (
-        {"drift": {"filepath": "x", "max_psi": 1}},
-        "unknown option max_psi; it knows filepath, action",
-    ),
-}
-
-
-@pytest.mark.parametrize("case", BAD_OPTIONS)
-def test_an_option_that_the_validator_does_not_know_is_named(tmp_path, case):
-    options, message = BAD_OPTIONS[case]
-    with pytest.raises(UserError, match=message):
-        CaptionValidator(str(tmp_path / "r.html"), DEFAULT_EXPECTATIONS, **options).validate(table(GOOD))
-
-
-def test_great_expectations_own_site_is_built_where_it_is_asked_for(tmp_path):
-    options = {"data_docs": {"path": str(tmp_path / "docs")}}
-    validator = CaptionValidator(str(tmp_path / "r.html"), DEFAULT_EXPECTATIONS, **options)
-    for captions in (table(GOOD, None), table(GOOD, GOOD)):
-        validator.validate(captions)
-    site = tmp_path / "docs/gx/uncommitted/data_docs/local_site"
-    assert (site / "index.html").is_file()
-    pages = [path.read_text() for path in site.glob("validations/**/*.html")]
-    assert len(pages) == 2
-    assert all("values must never be null" in page for page in pages)
-    assert "the caption is missing (drop)" in (site / "expectations/captions.html").read_text()
 
 
 def test_importing_the_module_does_not_import_great_expectations():

@@ -116,7 +116,7 @@ def test_of_a_table_above_the_limit_only_the_files_asked_for_are_opened(tmp_path
     rows = read.rows([captions[10], captions[4], captions[10]])
 
     assert torch.equal(read.conditioning(rows)["encoder_hidden_states"], tokens[[10, 4, 10]].half().float())
-    with pytest.raises(FileNotFoundError):
+    with pytest.raises(UserError, match=r"embeddings-00000\.safetensors"):
         TextEmbeddings(tmp_path)
 
 

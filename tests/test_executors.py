@@ -215,8 +215,10 @@ def test_a_ray_worker_that_dies_names_its_task(local_ray):
 
 ELSEWHERE = """
 import sys, isolated_calls
+from pyoco_pipeline.data import executors
 from pyoco_pipeline.data.executors import run_tasks
 from pyoco_pipeline.errors import UserError
+executors.CONNECT_S = float(sys.argv[2])
 try:
     print(sorted(run_tasks(isolated_calls.square, [2, 3], executor="ray", workers=None, ray_address=sys.argv[1])))
 except UserError as error:
@@ -224,10 +226,10 @@ except UserError as error:
 """
 
 
-def _said_elsewhere(address: str) -> str:
+def _said_elsewhere(address: str, connect_s: float = 20.0) -> str:
     """What a process that is not yet connected prints when it uses the Ray at `address`."""
     environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parent), "RAY_AUTH_MODE": "token"}
-    command = [sys.executable, "-c", ELSEWHERE, address]
+    command = [sys.executable, "-c", ELSEWHERE, address, str(connect_s)]
     return subprocess.run(
         command, env=environment, capture_output=True, text=True, timeout=90, check=True
     ).stdout
@@ -241,13 +243,13 @@ def test_a_cluster_is_joined_by_its_address_and_goes_on_after_the_run(local_ray)
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("address", "message"),
+    ("address", "connect_s", "message"),
     [
-        ("127.0.0.1:9", "No Ray cluster answers at 127.0.0.1:9 within 20 s; check ray_address"),
-        ("not an address", "Ray cannot be used at not an address: Invalid address format"),
+        ("127.0.0.1:9", 4.0, "No Ray cluster answers at 127.0.0.1:9 within 4 s; check ray_address"),
+        ("not an address", 20.0, "Ray cannot be used at not an address: Invalid address format"),
     ],
 )
-def test_an_address_without_ray_is_an_error_in_one_sentence_within_a_time_limit(address, message):
-    said = _said_elsewhere(address)
+def test_an_address_without_ray_is_an_error_in_one_sentence_within_a_time_limit(address, connect_s, message):
+    said = _said_elsewhere(address, connect_s)
     assert said.startswith(message)
     assert said.count("\n") == 1

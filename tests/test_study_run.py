@@ -5,15 +5,15 @@ from __future__ import annotations
 import json
 import os
 import signal
-import subprocess
-import sys
 import time
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
+from fake_cells import FakeTask, ProcessId
 from filelock import FileLock
+from forked_programs import programs
 from test_study_cells import TRAIN
 from tiny import make_embeddings, make_store, make_video_unet
 
@@ -207,37 +207,37 @@ def test_a_study_that_is_stopped_between_a_checkpoint_and_its_scores_has_these_s
     assert (pieces[1]["from"], pieces[1]["to"]) == (4, 4)  # scored from the checkpoint, not trained again
 
 
+_STUDY = """
+import json, sys, torch
+from pathlib import Path
+from test_study_run import make_material, run_study, settings
+torch.set_num_threads(1)
+folder = Path(sys.argv[1])
+(folder / "study.json").write_text(json.dumps(run_study(make_material(folder), settings())))
+"""
+
+
 @pytest.mark.slow
 def test_a_study_that_is_killed_in_a_cell_and_after_one_ends_with_the_same_scores(
     tmp_path: Path, whole: tuple[Material, dict[str, Any]]
 ) -> None:
     make_material(tmp_path)
-    program = (
-        f"import sys, torch; sys.path.insert(0, {str(Path(__file__).parent)!r}); torch.set_num_threads(1)\n"
-        "from pathlib import Path; from test_study_run import *\n"
-        f"study = run_study(make_material(Path({str(tmp_path)!r})), settings())\n"
-        f"Path({str(tmp_path / 'study.json')!r}).write_text(json.dumps(study))"
-    )
     written: dict[str, int] = {}
-    for wanted in (2, 5):  # scores: in the first cell; in the third
-        process = start(program)
-        while len(score_files(tmp_path / "work")) < wanted and process.poll() is None:
-            time.sleep(0.005)
-        process.send_signal(signal.SIGKILL)
-        assert process.wait() == -signal.SIGKILL
-        now = score_files(tmp_path / "work")
-        assert now.items() >= written.items()
-        written = now
-    assert start(program).wait() == 0
+    with programs(["test_study_run"]) as studies:
+        for wanted in (2, 5):  # scores: in the first cell; in the third
+            pid = studies.start(_STUDY, tmp_path)
+            while len(score_files(tmp_path / "work")) < wanted and not studies.has_ended():
+                time.sleep(0.005)
+            os.kill(pid, signal.SIGKILL)
+            assert studies.status() == -signal.SIGKILL
+            now = score_files(tmp_path / "work")
+            assert now.items() >= written.items()
+            written = now
+        assert studies.run(_STUDY, tmp_path) == 0
     assert score_files(tmp_path / "work").items() >= written.items()  # nothing was scored twice
     study = json.loads((tmp_path / "study.json").read_text())
     found = {name: {int(k): v for k, v in rows.items()} for name, rows in scores(study).items()}
     assert found == scores(whole[1])
-
-
-def start(program: str) -> subprocess.Popen[bytes]:
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    return subprocess.Popen([sys.executable, "-c", program], env=environment)
 
 
 def test_a_cell_that_fails_is_named_with_its_error_and_the_others_go_on(tmp_path: Path) -> None:
@@ -308,23 +308,6 @@ def test_controls_start_from_new_weights_of_the_same_network(tmp_path: Path) -> 
     assert len(list((material.work / "scratch").glob("*-[01]"))) == 2
 
 
-@dataclass(frozen=True)
-class FakeTask:
-    """A cell that does nothing, or ends its process."""
-
-    name: str
-    dies: bool
-    folder: CellFolder
-
-    def is_done(self) -> bool:
-        if self.dies:
-            os.kill(os.getpid(), signal.SIGKILL)
-        return True
-
-    def run(self) -> Outcome:
-        return "done" if self.is_done() else "stopped"
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize("executor", ["processes", "ray"])
 def test_a_process_that_dies_costs_its_cell_alone(
@@ -353,17 +336,6 @@ def test_a_worker_takes_cell_after_cell_over_all_rungs(tmp_path: Path) -> None:
     ids = {(tmp_path / "cells" / str(i) / "process").read_text() for i in range(3)}
     assert len(ids) == 1
     assert str(os.getpid()) not in ids.pop()
-
-
-class ProcessId(FakeTask):
-    """Notes, after those of earlier runs, in which process it runs."""
-
-    def run(self) -> Outcome:
-        self.folder.folder.mkdir(parents=True, exist_ok=True)
-        noted = self.folder.folder / "process"
-        before = set(noted.read_text().split()) if noted.is_file() else set()
-        noted.write_text(" ".join(sorted(before | {str(os.getpid())})))
-        return "done"
 
 
 @pytest.mark.slow

@@ -81,6 +81,7 @@ def assert_same(found: Any, expected: Any) -> None:
         torch.testing.assert_close(found[0][name], weight, rtol=1e-4, atol=1e-5, msg=name)
 
 
+@pytest.mark.usefixtures("kept_processes")
 @pytest.mark.parametrize(
     ("parallel", "processes", "changes"),
     [
@@ -101,12 +102,14 @@ def test_processes_that_share_a_batch_train_as_one_does(
     assert_same(train(processes, "shared", parallel=parallel, **changes), alone)
 
 
+@pytest.mark.usefixtures("kept_processes")
 def test_parts_in_bfloat16_train_as_the_whole_does_to_its_rounding(train: Callable[..., Any]) -> None:
     alone, shared = (train(k, f"{k}", parallel="fsdp", precision="bf16") for k in (1, 2))
     torch.testing.assert_close(torch.tensor(shared[1]), torch.tensor(alone[1]), rtol=2**-7, atol=0.0)
     assert all(value.dtype == torch.float32 for value in shared[0].values())
 
 
+@pytest.mark.usefixtures("kept_processes")
 @pytest.mark.parametrize(
     ("first", "then"),
     [
@@ -145,6 +148,7 @@ def written_again(source: Path, out: Path) -> None:
     write(out, parts, rank, count)
 
 
+@pytest.mark.usefixtures("kept_processes")
 def test_pieces_of_two_processes_are_bit_for_bit_those_of_three(
     train: Callable[..., Any], tmp_path: Path
 ) -> None:
@@ -161,6 +165,7 @@ def test_pieces_of_two_processes_are_bit_for_bit_those_of_three(
         assert all(torch.equal(written.read(name), again.read(name)) for name in written.shapes)
 
 
+@pytest.mark.usefixtures("kept_processes")
 @pytest.mark.parametrize("damaged", ["network-00002-of-00002.safetensors", "index-00001-of-00002.json"])
 def test_a_piece_cut_short_makes_all_processes_go_on_from_the_checkpoint_before(
     train: Callable[..., Any], tmp_path: Path, caplog: pytest.LogCaptureFixture, damaged: str
@@ -176,6 +181,7 @@ def test_a_piece_cut_short_makes_all_processes_go_on_from_the_checkpoint_before(
     assert_same(resumed, train(1, "whole"))
 
 
+@pytest.mark.usefixtures("kept_processes")
 def test_validation_sees_the_averaged_weights_whole(train: Callable[..., Any]) -> None:
     shown: dict[str, list[torch.Tensor]] = {"alone": [], "shared": []}
     x, sigma = torch.randn(1, 3, 4, 8, 8), torch.ones(1)

@@ -1,6 +1,5 @@
 """The trainer: what a step does, what stops a run, what a checkpoint holds, and that a stopped run goes on exactly."""
 
-import json
 import logging
 import math
 import os
@@ -9,23 +8,15 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from diffusers import UNet2DModel
-from hypothesis import given
-from hypothesis import strategies as st
-from pydantic import ValidationError
 from safetensors.torch import load_file
-from tiny import TEXT_DIM, make_batches, make_objective, make_video_unet, train_settings
+from tiny import TEXT_DIM, make_batches, make_objective, train_settings
 from torch import nn
 
-from pyoco_pipeline.config import PretrainImageSettings, StageSettings
 from pyoco_pipeline.errors import UserError
-from pyoco_pipeline.models import save_image_model, save_video_model
 from pyoco_pipeline.models.io import weights_sha256
 from pyoco_pipeline.noise import IIDNoise, ProgressiveNoise
 from pyoco_pipeline.training.checkpoint import mark_finished
-from pyoco_pipeline.training.ema import EMA
-from pyoco_pipeline.training.stages import train_image_model, train_video_model
-from pyoco_pipeline.training.trainer import learning_rate, train
+from pyoco_pipeline.training.trainer import train
 
 
 class TinyNetwork(nn.Module):
@@ -159,80 +150,6 @@ def test_two_micro_batches_train_like_one_batch(run, image_share):
 
     for ours, theirs in zip(*(network.parameters() for network in networks), strict=True):
         torch.testing.assert_close(ours, theirs, atol=1e-5, rtol=1e-4)
-
-
-def test_the_learning_rate_warms_up_and_then_falls_along_a_cosine_to_zero():
-    schedule = train_settings(steps=110, warmup_steps=10, learning_rate=2.0)
-    rates = [learning_rate(schedule, step) for step in range(110)]
-
-    assert rates[0] == pytest.approx(0.2)
-    assert rates[4] == pytest.approx(1.0)
-    assert rates[9] == rates[10] == pytest.approx(2.0)
-    assert rates[60] == pytest.approx(1.0)
-    assert 0 < rates[-1] < 1e-3
-    assert rates[10:] == sorted(rates[10:], reverse=True)
-
-
-@given(warmup=st.integers(0, 50), steps=st.integers(50, 200), step=st.integers(0, 199))
-def test_the_learning_rate_is_never_above_its_peak(warmup, steps, step):
-    for schedule in ("constant", "cosine"):
-        rate = learning_rate(
-            train_settings(steps=steps, warmup_steps=warmup, schedule=schedule), min(step, steps)
-        )
-        assert 0 <= rate <= 1e-2
-
-
-def test_the_average_halves_the_weight_of_the_past_every_half_life():
-    ema = EMA(nn.Linear(1, 1), half_life=10, rampup=1.0)
-
-    assert ema.decay(10_000) ** 10 == pytest.approx(0.5)
-    assert ema.decay(4) ** 4 == pytest.approx(0.5)  # the half-life is at most the steps done
-
-
-@pytest.mark.parametrize("rampup", [0.05, 0.5])
-def test_the_average_is_the_formulas(rampup):
-    network = nn.Linear(1, 1, bias=False)
-    ema = EMA(network, half_life=3, rampup=rampup)
-    expected = network.weight.item()
-    for step in range(1, 20):
-        with torch.no_grad():
-            network.weight.fill_(float(step))
-        ema.update(network, step)
-        decay = 0.5 ** (1 / min(3, rampup * step))
-        expected = decay * expected + (1 - decay) * step
-
-    assert ema.shadow["weight"].item() == pytest.approx(expected, rel=1e-5)
-
-
-def test_swapping_weights_and_average_twice_is_the_identity():
-    network = TinyNetwork()
-    ema = EMA(network, 4, 0.5)
-    with torch.no_grad():
-        network.last.weight.normal_()
-    before = {name: value.clone() for name, value in network.state_dict().items()}
-    average = {name: value.clone() for name, value in ema.state_dict().items()}
-
-    ema.swap(network)
-    assert torch.equal(network.last.weight, average["last.weight"])
-    ema.swap(network)
-
-    assert all(torch.equal(value, before[name]) for name, value in network.state_dict().items())
-    assert all(torch.equal(value, average[name]) for name, value in ema.state_dict().items())
-
-
-@pytest.mark.parametrize(
-    ("changes", "complaint"),
-    [
-        ({"batch_size": 5, "accumulation": 2}, "not a multiple of accumulation=2"),
-        ({"warmup_steps": 13}, "more than steps=12"),
-        ({"learning_rate": 0}, "learning_rate"),
-        ({"image_share": 1.5}, "image_share"),
-        ({"learning_rat": 1e-3}, "learning_rat"),
-    ],
-)
-def test_settings_that_cannot_be_trained_with_are_refused_by_name(changes, complaint):
-    with pytest.raises(ValidationError, match=complaint):
-        train_settings(**changes)
 
 
 def test_stages_of_different_precision_train_in_one_process(run):
@@ -472,97 +389,3 @@ def test_a_validation_picture_reaches_the_metrics_log(run, tmp_path, caplog):
 
     assert [r.image for r in caplog.records if hasattr(r, "image")] == [picture]
     assert [r.metrics["loss"] for r in caplog.records if hasattr(r, "metrics")]
-
-
-# --- The two kinds of stage ---
-
-
-UNET = {
-    "block_out_channels": (8, 16),
-    "attention_levels": (False, True),
-    "attention_heads": 2,
-    "norm_groups": 4,
-}
-
-
-def image_settings(**changes) -> PretrainImageSettings:
-    return PretrainImageSettings(
-        **({"init": "scratch", "unet": UNET, "train": train_settings(steps=3)} | changes)
-    )
-
-
-def test_an_image_stage_trains_a_new_model_on_frames(digits_store, digits_embeddings, tmp_path):
-    model, info, history = train_image_model(image_settings(), digits_store, digits_embeddings, tmp_path)
-
-    assert (info.stage, info.noise["name"], info.steps) == ("image", "iid", 3)
-    assert info.data_sha256 == digits_store.manifest.sha256
-    assert info.text_encoder_sha256 == digits_embeddings.encoder_sha256
-    assert model.config.cross_attention_dim == TEXT_DIM
-    assert history[-1]["step"] == 3
-
-
-def test_a_video_stage_says_which_prior_it_was_trained_with(digits_store, digits_embeddings, tmp_path):
-    start = make_video_unet(trained=False)
-    save_video_model(start, tmp_path / "init")
-    settings = StageSettings(
-        noise={"kind": "mixed", "alpha": 1.0}, train=train_settings(steps=3, image_share=0.3)
-    )
-    arguments = (
-        "base",
-        settings,
-        tmp_path / "init",
-        digits_store,
-        digits_embeddings,
-        tmp_path / "checkpoints",
-    )
-    model, info, _ = train_video_model(*arguments)
-
-    assert info.noise == {"name": "mixed", "alpha": 1.0}
-    assert info.shape == (4, 8, 8)
-    assert not same_weights(model.temporal, start.temporal)
-
-
-def test_text_of_another_width_than_the_models_is_refused(digits_store, digits_embeddings, tmp_path):
-    save_video_model(make_video_unet(cross_attention_dim=12), tmp_path / "init")
-    settings = StageSettings(train=train_settings())
-
-    with pytest.raises(UserError, match=r"text tokens of width 12, .* have 8: set ingest\.text_encoder"):
-        train_video_model("base", settings, tmp_path / "init", digits_store, digits_embeddings, tmp_path)
-
-
-def test_a_model_that_projects_its_text_is_matched_by_the_width_it_projects_from(
-    digits_store, digits_embeddings, tmp_path
-):
-    config = {"cross_attention_dim": 12, "encoder_hid_dim": TEXT_DIM, "encoder_hid_dim_type": "text_proj"}
-    save_video_model(make_video_unet(**config), tmp_path / "init")
-    settings = StageSettings(train=train_settings(steps=1, warmup_steps=0))
-    _, info, _ = train_video_model(
-        "base", settings, tmp_path / "init", digits_store, digits_embeddings, tmp_path / "checkpoints"
-    )
-
-    assert info.steps == 1
-
-
-def test_a_model_without_text_is_refused(digits_store, digits_embeddings, tmp_path):
-    image_model = UNet2DModel(
-        sample_size=8,
-        block_out_channels=(8,),
-        layers_per_block=1,
-        down_block_types=("DownBlock2D",),
-        up_block_types=("UpBlock2D",),
-        norm_num_groups=4,
-    )
-    save_image_model(image_model, tmp_path / "image")
-
-    with pytest.raises(UserError, match="takes no text"):
-        train_image_model(
-            image_settings(init=str(tmp_path / "image")), digits_store, digits_embeddings, tmp_path
-        )
-
-
-def test_what_decides_the_weights_is_in_a_runs_identity():
-    other = {"log_every", "checkpoint_every", "keep_checkpoints", "sample_every", "resume", "max_minutes"}
-    other |= {"compile", "cuda_graphs", "max_loss_growth", "num_processes", "parallel"}
-
-    assert set(train_settings().identity()) == set(type(train_settings()).model_fields) - other
-    assert json.loads(json.dumps(train_settings().identity()))
