@@ -98,6 +98,7 @@ def test_clips_that_were_written_anew_are_not_read(tmp_path):
         read_sets([ClipSet(opened, None, None, 16, {})], extractors, ["cpu"])
 
 
+@pytest.mark.usefixtures("kept_processes")
 @pytest.mark.slow
 @pytest.mark.parametrize("processes", [2, 3])
 def test_processes_read_together_what_one_reads(stores, digits3d, processes):
@@ -128,6 +129,7 @@ def test_processes_read_together_what_one_reads(stores, digits3d, processes):
                     np.testing.assert_allclose(a, b, rtol=0, atol=1e-10 * np.abs(b).max())
 
 
+@pytest.mark.usefixtures("kept_processes")
 @pytest.mark.slow
 def test_metrics_and_what_is_kept_do_not_depend_on_the_number_of_processes(tmp_path, stores):
     asked = EvaluateSettings(metrics=("fvd_digits3d", "is_digits3d", "caption_accuracy"), batch_size=4)

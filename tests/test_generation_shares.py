@@ -57,6 +57,7 @@ def written(folder: Path, arguments: dict[str, Any], processes: int) -> ClipStor
     return ClipStore(folder)
 
 
+@pytest.mark.usefixtures("kept_processes")
 @pytest.mark.slow
 def test_two_and_three_processes_sample_the_clips_of_one(tmp_path: Path, arguments: dict[str, Any]) -> None:
     alone = written(tmp_path / "alone", arguments, 1)
