@@ -164,7 +164,7 @@ print([name for name in ("torch", "diffusers", "mlflow", "great_expectations") i
 def modules_below_kedro() -> Iterator[Path]:
     """The layers that run where only torch, diffusers, transformers and accelerate are installed."""
     yield from (
-        PACKAGE / "noise.py",
+        *sorted(PACKAGE.glob("noise*.py")),
         PACKAGE / "generation.py",
         PACKAGE / "sampling.py",
         PACKAGE / "launch.py",
@@ -203,12 +203,18 @@ def test_the_layers_below_kedro_do_not_know_it(path: Path) -> None:
         assert found == set()
 
 
-@pytest.mark.parametrize("layer", ["noise.py", "diffusion"])
+@pytest.mark.parametrize("layer", ["noise.py", "noise_prior.py", "diffusion"])
 def test_noise_and_diffusion_know_no_network_class(layer: str) -> None:
     files = [PACKAGE / layer] if layer.endswith(".py") else sorted((PACKAGE / layer).rglob("*.py"))
     for path in files:
         own = {name for name in imported(path) if name.startswith("pyoco_pipeline")}
-        assert {name.split(".")[1] for name in own} <= {"noise", "noise_kernels", "diffusion", "errors"}, path
+        assert {name.split(".")[1] for name in own} <= {
+            "noise",
+            "noise_kernels",
+            "noise_prior",
+            "diffusion",
+            "errors",
+        }, path
         assert not {name for name in imported(path) if name.split(".")[0] in ("diffusers", "transformers")}
 
 

@@ -18,7 +18,7 @@ import subprocess
 import sys
 import threading
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from io import FileIO
 from pathlib import Path
@@ -61,13 +61,16 @@ class Isolated:
     timeout_s: longest time of a call, in seconds, not counting the start of the child; None: no limit
     memory_mb: how much the child's address space may grow, in MB, beyond what it takes to import what is called;
         None: no limit. Needs Linux.
+    environment: variables that the child has from its start, beside this process's
 
     The child starts with the first call, ends with the `with` block, and ends when its parent does, however that
     ends. It is replaced after a call that failed it, and after one that left more than half of its memory limit
     occupied, so that a call does not suffer from those before it.
     """
 
-    def __init__(self, *, timeout_s: float | None, memory_mb: int | None) -> None:
+    def __init__(
+        self, *, timeout_s: float | None, memory_mb: int | None, environment: Mapping[str, str] | None = None
+    ) -> None:
         if memory_mb is not None and not ADDRESS_SPACE.exists():
             raise UserError(
                 f"This system cannot limit a process to {memory_mb} MB of memory, only Linux can; set the limit "
@@ -75,6 +78,7 @@ class Isolated:
             )
         self.timeout_s = timeout_s
         self.memory_mb = memory_mb
+        self.environment = dict(environment or {})
         self._process: subprocess.Popen[bytes] | None = None
         self._cancelled = False
         self._lock = threading.Lock()
@@ -138,7 +142,7 @@ class Isolated:
                 stdout=subprocess.PIPE,
                 bufsize=0,
                 # The work is spread over processes; threads of BLAS would each reserve address space.
-                env={"OMP_NUM_THREADS": "1", **os.environ},
+                env={"OMP_NUM_THREADS": "1", **os.environ, **self.environment},
                 start_new_session=True,  # a Ctrl-C is for the parent, which then ends its child
             )
         try:

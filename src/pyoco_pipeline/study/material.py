@@ -153,7 +153,7 @@ def extractor_digests(settings: EvaluateSettings) -> dict[str, str]:
 def code_sha256() -> str:
     """Digest of the package's code that trains, samples and scores: cells of another one are pointed out."""
     package = Path(__file__).parents[1]
-    files = [package / "noise.py", package / "noise_kernels.py", package / "sampling.py"]
+    files = [*sorted(package.glob("noise*.py")), package / "sampling.py"]
     for folder in ("data", "diffusion", "evaluation", "models", "training"):
         files += sorted((package / folder).rglob("*.py"))
     total = hashlib.sha256()

@@ -18,14 +18,15 @@ def measured_correlation(path: Path, num_frames: int) -> tuple[float, ...]:
     """
     try:
         found = json.loads(path.read_text(encoding="utf-8"))["noise"]["empirical"]["correlation"]
-    except FileNotFoundError:
+        values = tuple(float(value) for value in found)
+    except FileNotFoundError as error:
         raise UserError(
             f"A prior of kind empirical has no correlation, and {path} is missing: {_HOW}"
-        ) from None
-    except (ValueError, KeyError, TypeError):
-        raise UserError(f"{path} holds no correlation of frames: {_HOW}") from None
+        ) from error
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{path} holds no correlation of frames: {_HOW}") from error
     if len(found) != num_frames:
         raise UserError(
             f"{path} holds a correlation of {len(found)} frames, the clips have {num_frames}: {_HOW}"
         )
-    return tuple(float(value) for value in found)
+    return values

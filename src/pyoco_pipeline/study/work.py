@@ -15,11 +15,15 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping
+import zipfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+
+from pyoco_pipeline.errors import UserError, in_one_line
 
 
 class EvaluationFolder:
@@ -34,11 +38,18 @@ class EvaluationFolder:
 
     def read(self, step: int) -> dict[str, Any]:
         """The scores at a step, as `evaluate_clips` gave them, with the seconds that they took."""
-        return json.loads(self._path(step).read_text(encoding="utf-8"))
+        path = self._path(step)
+        with _readable(path):
+            return _mapping(path)
 
     def clips(self, step: int) -> np.ndarray:
         """Kept clips (N, T, H, W, 3) uint8."""
-        return np.load(self._path(step, "npy"), allow_pickle=False)
+        path = self._path(step, "npy")
+        with _readable(path):
+            clips = np.load(path, allow_pickle=False)
+            if not isinstance(clips, np.ndarray) or clips.ndim != 5 or clips.dtype != np.uint8:
+                raise ValueError("it holds no clips")
+        return clips
 
     def write(self, step: int, scores: Mapping[str, Any], clips: np.ndarray) -> None:
         """Keep scores and clips; the scores last, for they say that the step is done."""
@@ -60,7 +71,8 @@ class Attempted:
 
     def error(self) -> str | None:
         """Why it failed, or None."""
-        return (_read(self.folder / "error.json") or {}).get("error")
+        path = self.folder / "error.json"
+        return _mapping(path).get("error") if path.is_file() else None
 
     def set_error(self, error: str | None) -> None:
         """Keep, or with None forget, why it failed."""
@@ -102,7 +114,8 @@ class CellFolder(Attempted):
 
     def facts(self) -> dict[str, Any]:
         """What the cell was said to be; nothing of one that never began."""
-        return _read(self.folder / "cell.json") or {}
+        path = self.folder / "cell.json"
+        return _mapping(path) if path.is_file() else {}
 
     def checkpoint_step(self) -> int:
         """The steps that its newest checkpoint has done, 0 without one."""
@@ -119,7 +132,14 @@ class CellFolder(Attempted):
 
     def history(self) -> list[dict[str, Any]]:
         """Rows of the training history."""
-        return _read(self.folder / "history.json") or []
+        path = self.folder / "history.json"
+        if not path.is_file():
+            return []
+        with _readable(path):
+            rows = json.loads(path.read_text(encoding="utf-8"))
+            if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
+                raise ValueError("it holds no rows")
+        return rows
 
     def add_piece(self, piece: Mapping[str, Any]) -> None:
         """Add a stretch of training."""
@@ -146,5 +166,21 @@ def write_json(path: Path, content: Any) -> None:
     aside.replace(path)
 
 
-def _read(path: Path) -> Any:
-    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
+def _mapping(path: Path) -> dict[str, Any]:
+    with _readable(path):
+        content = json.loads(path.read_text(encoding="utf-8"))
+        if not isinstance(content, dict):
+            raise ValueError(f"it holds a {type(content).__name__}")
+    return content
+
+
+@contextmanager
+def _readable(path: Path) -> Iterator[None]:
+    """Within: UserError for what is raised while a file is read that is cut short or of something else."""
+    try:
+        yield
+    except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
+        raise UserError(
+            f"{path} can't be read ({in_one_line(error)}): delete the folder below `cells` or `untrained` that it lies "
+            "in, and `kedro run --pipelines ablate_alpha` makes it again."
+        ) from error

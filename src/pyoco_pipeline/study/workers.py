@@ -46,23 +46,30 @@ class _Crew:
     """Processes of this machine, spread over its GPUs, that take cell after cell."""
 
     def __init__(self, workers: int) -> None:
-        self.gpus = _gpus()
         self.threads = max(1, _cores() // workers)
-        self.workers = [Isolated(timeout_s=None, memory_mb=None) for _ in range(workers)]
+        gpus = _gpus()
+        self.workers = [
+            # From the start: a task that is read already asks for CUDA, and then it is too late to choose.
+            Isolated(
+                timeout_s=None,
+                memory_mb=None,
+                environment={"CUDA_VISIBLE_DEVICES": gpus[number % len(gpus)]} if gpus else None,
+            )
+            for number in range(workers)
+        ]
 
     def run(self, tasks: Sequence[Task]) -> Ended:
         todo, lock = iter(tasks), threading.Lock()
         ended: queue.SimpleQueue[tuple[Task | None, Any]] = queue.SimpleQueue()
 
-        def work(number: int, isolated: Isolated) -> None:
-            gpu = self.gpus[number % len(self.gpus)] if self.gpus else None
+        def work(isolated: Isolated) -> None:
             while True:
                 with lock:
                     task = next(todo, None)
                 if task is None:
                     return
                 try:
-                    ended.put((task, isolated.call(_run_on, task, gpu, self.threads)))
+                    ended.put((task, isolated.call(_run_here, task, self.threads)))
                 except Died as error:
                     task.folder.set_error(
                         f"its process {error.reason}; if memory ran out, take fewer workers"
@@ -73,8 +80,8 @@ class _Crew:
                     return
 
         running = [
-            threading.Thread(target=work, args=pair, daemon=True)
-            for pair in enumerate(self.workers[: len(tasks)])
+            threading.Thread(target=work, args=(isolated,), daemon=True)
+            for isolated in self.workers[: len(tasks)]
         ]
         left = len(tasks)
         try:
@@ -100,10 +107,8 @@ class _Crew:
             isolated.close()
 
 
-def _run_on(task: Task, gpu: str | None, threads: int) -> Outcome:
-    """In a process of its own: a task on one GPU, which several processes may share."""
-    if gpu is not None:
-        os.environ["CUDA_VISIBLE_DEVICES"] = gpu  # before CUDA is asked for anything
+def _run_here(task: Task, threads: int) -> Outcome:
+    """In a process of its own, on the one GPU that it sees, which several processes may share."""
     import torch
 
     torch.set_num_threads(threads)

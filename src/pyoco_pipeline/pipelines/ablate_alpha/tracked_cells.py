@@ -75,8 +75,12 @@ class TrackedCells:
 
     def _state(self, folder: CellFolder) -> dict[str, Any]:
         path = folder.folder / "mlflow.json"
-        state = json.loads(path.read_text()) if path.is_file() else {}
-        if state.get("store") != self._store_digest():  # another server has nothing of the cell yet
+        try:
+            state = json.loads(path.read_text())
+            known = state["store"] == self._store_digest()
+        except (OSError, ValueError, LookupError, TypeError):  # not there, or damaged: a new run is begun
+            return _nothing()
+        if not known:  # another server has nothing of the cell yet
             return _nothing()
         return _nothing() | state
 
