@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 
 import numpy as np
 import torch
@@ -15,6 +16,7 @@ from pyoco_pipeline.data.order import ShuffledOrder, Turns, mix_seed
 from pyoco_pipeline.data.reader import GroupReader, list_groups
 from pyoco_pipeline.data.views import ClipView
 
+Seen = Callable[[int, np.ndarray], np.ndarray]
 Decode = Callable[[Tensor, torch.Generator], Tensor]  # stored (N, T, H, W, C) -> what is trained on
 
 
@@ -115,9 +117,10 @@ class ClipBatches:
             size,
             which,
             part,
-            frame if image_step else None,
+            lambda i, clip: self.view.cut_one(
+                clip[frame[i] % len(clip)][None] if image_step else clip, None if where is None else where[i]
+            ),
         )
-        stored = self.view.cut(stored, None if where is None else where[mine])
         rows = torch.where(dropped[mine], self.null_row, rows)
         cond = dict(self.embeddings.conditioning(rows, device))
         if self.options.with_fps:
@@ -158,12 +161,12 @@ class _Walks:
         self.turns = Turns(counts)
 
     def take(
-        self, step: int, size: int, which: Tensor, part: tuple[int, int], frame: Tensor | None
+        self, step: int, size: int, which: Tensor, part: tuple[int, int], seen: Seen
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Clips, rows of embeddings and frame rates of part of the step-th batch, of `size` clips.
 
-        which: (size,) in [0, 1), chooses among a clip's captions. frame: (size,), the one that is
-            taken of each clip; None: all of them.
+        which: (size,) in [0, 1), chooses among a clip's captions. seen: what is taken of the batch's i-th
+            clip (T, H, W, C).
         """
         walks, before = self.walks[self.turns.kind(step)], self.turns.before(step)
         each = size // self.lanes
@@ -173,8 +176,8 @@ class _Walks:
             start, stop = max(mine.start, lane * each), min(mine.stop, (lane + 1) * each)
             if start < stop:
                 place = before * each + start - lane * each
-                one = None if frame is None else frame[start:stop]
-                found.append(walk.take(place, stop - start, which[start:stop], one))
+                part_seen = partial(_from, start, seen)
+                found.append(walk.take(place, stop - start, which[start:stop], part_seen))
         clips, rows, fps = (torch.cat(parts) for parts in zip(*found, strict=True))
         return clips, rows, fps
 
@@ -204,11 +207,9 @@ class _Walk:
             [facts.start(group.shard) + group.index * group.shard.group_rows for group in own]
         )
 
-    def take(
-        self, place: int, count: int, which: Tensor, frame: Tensor | None
-    ) -> tuple[Tensor, Tensor, Tensor]:
+    def take(self, place: int, count: int, which: Tensor, seen: Seen) -> tuple[Tensor, Tensor, Tensor]:
         groups, rows = self.order.take(place, count)
-        clips = self.reader.read(groups, rows, None if frame is None else frame.numpy())
+        clips = self.reader.read(groups, rows, seen)
         self.reader.prefetch(self.order.groups_after(place + count - 1))
         return clips, *self.facts.of(torch.from_numpy(self.starts[groups] + rows), which)
 
@@ -256,6 +257,10 @@ def _slice(size: int, part: tuple[int, int]) -> slice:
     if size % parts:
         raise ValueError(f"a batch of {size} can't be split into {parts} equal parts")
     return slice(index * size // parts, (index + 1) * size // parts)
+
+
+def _from(start: int, seen: Seen, i: int, clip: np.ndarray) -> np.ndarray:
+    return seen(start + i, clip)
 
 
 def to_float(video: Tensor) -> Tensor:

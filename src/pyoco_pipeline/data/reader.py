@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 
@@ -43,19 +43,21 @@ class GroupReader:
         self._threads = ThreadPoolExecutor(threads, thread_name_prefix="clips")
         self._read: OrderedDict[int, Future[np.ndarray]] = OrderedDict()
 
-    def read(self, groups: np.ndarray, rows: np.ndarray, frames: np.ndarray | None = None) -> Tensor:
+    def read(
+        self,
+        groups: np.ndarray,
+        rows: np.ndarray,
+        seen: Callable[[int, np.ndarray], np.ndarray] | None = None,
+    ) -> Tensor:
         """Clips (N, T, H, W, C), all of one size, in the store's dtype: row rows[i] of group groups[i].
 
-        frames: (N,), the one frame that is wanted of each, counted on from the first after the last; T is 1 then.
+        seen: the part of clip i (T, H, W, C) that is wanted, of one shape for all; no more is copied. None: all.
         """
         self._start(groups.tolist())
         videos = {int(group): self._group(int(group)) for group in np.unique(groups)}
-        first = next(iter(videos.values()))
-        length = first.shape[1]
-        out = np.empty((len(groups), length if frames is None else 1, *first.shape[2:]), first.dtype)
-        for place, (group, row) in enumerate(zip(groups.tolist(), rows.tolist(), strict=True)):
-            clip = videos[group][row]
-            out[place] = clip if frames is None else clip[int(frames[place]) % length]
+        clips = (videos[group][row] for group, row in zip(groups.tolist(), rows.tolist(), strict=True))
+        parts = [clip if seen is None else seen(i, clip) for i, clip in enumerate(clips)]
+        out = np.stack(parts)
         self._forget()
         return torch.from_numpy(out)
 

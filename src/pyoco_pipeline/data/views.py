@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TypeVar
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from pyoco_pipeline.data.clips import ClipStore
 from pyoco_pipeline.errors import UserError
+
+Array = TypeVar("Array", Tensor, np.ndarray)
 
 
 @dataclass(frozen=True)
@@ -32,24 +36,27 @@ class ClipView:
 
         where: (N, 3) in [0, 1), which part of each clip in time, height and width; without a crop it is not used.
         """
-        seen = stored[:, :: self.stride]
+        if self.crop is None:
+            return stored[:, :: self.stride]
+        assert where is not None
+        return torch.stack([self.cut_one(clip, place) for clip, place in zip(stored, where, strict=True)])
+
+    def cut_one(self, stored: Array, where: Tensor | None = None) -> Array:
+        """The same of one clip (T, H, W, C), a view of it; where: (3,)."""
+        seen = stored[:: self.stride]
         if self.crop is None:
             return seen
         assert where is not None
-        frames = min(self.crop[0], seen.shape[1])  # an image has one
+        frames = min(self.crop[0], seen.shape[0])  # an image has one
         part = (frames, self.crop[1] * self.scale, self.crop[2] * self.scale)
         # Corners lie on the grid of the smaller pixels, so that a part of the small clip is what is left.
         grid = (1, self.scale, self.scale)
         places = [
-            (size - want) // step + 1 for size, want, step in zip(seen.shape[1:4], part, grid, strict=True)
+            (size - want) // step + 1 for size, want, step in zip(seen.shape[:3], part, grid, strict=True)
         ]
-        corners = (where * torch.tensor(places)).long() * torch.tensor(grid)
+        a, b, c = ((where * torch.tensor(places)).long() * torch.tensor(grid)).tolist()
         t, h, w = part
-        cut = [
-            clip[a : a + t, b : b + h, c : c + w]
-            for clip, (a, b, c) in zip(seen, corners.tolist(), strict=True)
-        ]
-        return torch.stack(cut)
+        return seen[a : a + t, b : b + h, c : c + w]
 
     def shrink(self, x0: Tensor) -> Tensor:
         """Clips (N, C, T, H, W) of pixels `scale` times smaller."""
