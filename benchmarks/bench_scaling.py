@@ -100,7 +100,9 @@ class Step:
             self.network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         if parallel == "ddp":
             ids = [device.index] if device.type == "cuda" else None
-            self.model = DistributedDataParallel(self.network, device_ids=ids, process_group=group)
+            self.model = DistributedDataParallel(
+                self.network, device_ids=ids, process_group=group, gradient_as_bucket_view=True
+            )
         self.optimizer = torch.optim.AdamW(
             self.network.parameters(), lr=1e-4, fused=device.type == "cuda" or None
         )

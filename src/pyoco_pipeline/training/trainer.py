@@ -91,7 +91,10 @@ class _Run:
             mixed_precision=_precision(settings.precision),
             kwargs_handlers=[
                 # Image steps leave out the temporal modules.
-                DistributedDataParallelKwargs(find_unused_parameters=settings.image_share > 0),
+                DistributedDataParallelKwargs(
+                    find_unused_parameters=settings.image_share > 0,
+                    gradient_as_bucket_view=True,  # no second copy of the gradients
+                ),
             ],
         )
         self.device = self.accelerator.device
