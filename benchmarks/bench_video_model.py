@@ -305,7 +305,7 @@ def main() -> None:
     )
     parser.add_argument("--cases", type=int, nargs="*", help="which cases, by number from 0; all without it")
     parser.add_argument(
-        "--ways", nargs="+", default=["eager", "layers"], choices=["eager", "blocks", "layers"]
+        "--ways", nargs="+", default=["eager", "blocks"], choices=["eager", "blocks", "layers"]
     )
     parser.add_argument(
         "--repeats", type=int, default=5, help=f"times {_TOGETHER} steps; the median is printed"

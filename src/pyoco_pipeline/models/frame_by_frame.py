@@ -94,9 +94,11 @@ class FrameByFrame(nn.Module):
 
     def _set_forwards(self) -> None:
         call = _forward_compiled if self.compiled else _forward
+        spatial = [block for _, block in spatial_blocks(self.image_model)]
         for layer in self.layers():
             # Partial functions, not closures, so that a deep copy's are its own.
-            layer.forward = partial(call, layer)
+            is_recomputed = self.recomputes and any(layer is block for block in spatial)
+            layer.forward = partial(_recomputed, call, layer) if is_recomputed else partial(call, layer)
 
     def compile_blocks(self) -> None:
         """Compile each block of the UNet by itself: in less time than the whole, and about as fast."""
@@ -113,10 +115,8 @@ class FrameByFrame(nn.Module):
 
         Diffusers' own checkpointing leaves out bare attention blocks, the middle block and skip blocks.
         """
-        if not self.recomputes:
-            for _, block in spatial_blocks(self.image_model):
-                block.forward = partial(_recomputed, block)
         self.recomputes = True
+        self._set_forwards()
 
 
 def _forward(module: nn.Module, *args: Any, **kwargs: Any) -> Any:
@@ -132,11 +132,10 @@ def _forward_compiled(module: nn.Module, *args: Any, **kwargs: Any) -> Any:
     return _compiled()(module, *args, **kwargs)
 
 
-def _recomputed(block: nn.Module, *args: Any, **kwargs: Any) -> Any:
-    forward = partial(type(block).forward, block)
+def _recomputed(forward: Any, block: nn.Module, *args: Any, **kwargs: Any) -> Any:
     if not torch.is_grad_enabled():
-        return forward(*args, **kwargs)
-    return checkpoint(forward, *args, use_reentrant=False, **kwargs)
+        return forward(block, *args, **kwargs)
+    return checkpoint(forward, block, *args, use_reentrant=False, **kwargs)
 
 
 def per_frame(name: str, value: Any, batch: int, frames: int) -> Any:
