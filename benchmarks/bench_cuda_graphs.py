@@ -17,12 +17,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from long_run import make_store
 
 from pyoco_pipeline.config import UNetSettings
 from pyoco_pipeline.data.batches import BatchOptions, ClipBatches
-from pyoco_pipeline.data.clips import CaptionedClip, ClipStore, write_clips
-from pyoco_pipeline.data.digits import MovingDigitsSource
-from pyoco_pipeline.data.embeddings import TextEmbeddings, write_embeddings
+from pyoco_pipeline.data.clips import ClipStore
+from pyoco_pipeline.data.embeddings import TextEmbeddings
 from pyoco_pipeline.diffusion import EDMDenoiser, sample
 from pyoco_pipeline.models import inflate
 from pyoco_pipeline.models.cuda_graphs import CapturedDenoiser
@@ -34,6 +34,7 @@ from pyoco_pipeline.training.trainer import train
 
 TOKENS, TEXT_DIM = 16, 384
 LOGGED_EVERY = 20
+HEUN_STEPS = 18
 
 
 @dataclass(frozen=True)
@@ -64,26 +65,6 @@ GPU_CASES = [
     Case("conf/gpu_cascade, base", _unet((64, 128, 192), 8, 32), 32, 16, 16),
 ]
 CPU_CASES = [Case("small", _unet((16, 32, 32), 4, 8), 4, 4, 16)]
-
-
-def make_data(folder: Path, case: Case) -> tuple[ClipStore, TextEmbeddings]:
-    """Moving digits in the case's size, with an embedding for each caption."""
-    source = MovingDigitsSource(
-        num_train=512, num_test=8, num_frames=case.frames, height=case.size, width=case.size, fps=8.0, seed=0
-    )
-    rows = source.captions().to_dict("records")
-    clips = (
-        CaptionedClip(clip, row["caption"], row["split"])
-        for row, made in zip(rows, source.read(rows), strict=True)
-        for clip in made
-    )
-    shape = (case.frames, case.size, case.size)
-    write_clips(folder / "clips", clips, kind=source.kind, shape=shape, fps=source.fps)
-    captions = list(dict.fromkeys(["", *(row["caption"] for row in rows)]))
-    tokens = torch.randn(len(captions), TOKENS, TEXT_DIM)
-    mask = torch.ones(len(captions), TOKENS, dtype=torch.bool)
-    write_embeddings(folder / "text", captions, tokens, mask, encoder="none", encoder_sha256="0" * 64)
-    return ClipStore(folder / "clips"), TextEmbeddings(folder / "text")
 
 
 def make_network(case: Case, compiled: bool) -> torch.nn.Module:
@@ -148,14 +129,14 @@ def sample_clips(
                 denoise,
                 ProgressiveNoise(2.0),
                 shape,
-                steps=18,
+                steps=HEUN_STEPS,
                 generator=torch.Generator(device).manual_seed(2),
                 device=device,
                 encoder_hidden_states=text,
             )
         clips = clips.cpu()
         seconds = time.perf_counter() - started
-    return clips, 35 / seconds
+    return clips, (2 * HEUN_STEPS - 1) / seconds
 
 
 def main() -> None:
@@ -179,7 +160,7 @@ def main() -> None:
     for case in cases if args.cases is None else [cases[i] for i in args.cases]:
         with tempfile.TemporaryDirectory() as name:
             folder = Path(name)
-            make_data(folder, case)
+            make_store(folder, num_clips=512, frames=case.frames, size=case.size, text=(TOKENS, TEXT_DIM))
             reference: tuple[list[float], torch.Tensor] | None = None
             for way, captured, compiled in ways:
                 network, rate, losses, first = train_steps(folder, case, args.steps, captured, compiled)

@@ -211,17 +211,13 @@ def count_flops(case: Case) -> float:
     return counter.get_total_flops() / 1e12
 
 
-def measure(
-    case: Case, device: torch.device, peak: float, repeats: int, ways: list[str]
-) -> Iterator[tuple[Row, Step]]:
-    """In each of the ways, of which peers have only eager; the first step chooses cuDNN's algorithms for all."""
+def measure(case: Case, device: torch.device, peak: float, repeats: int) -> Iterator[tuple[Row, Step]]:
+    """Eager, and then compiled where the case is; the first eager step chooses cuDNN's algorithms for both."""
     flops = count_flops(case) * case.batch
     step = Step(case, device)
-    for way in ways if case.compiled else ["eager"]:
-        if way == "blocks":
+    for compiled in (False, True) if case.compiled else (False,):
+        if compiled:
             step.network.compile_blocks()
-        elif way == "layers":
-            step.network.compile_layers()
         if device.type == "cuda":
             # Conv3d has so many algorithms that trying them takes minutes.
             torch.backends.cudnn.benchmark = not case.peer
@@ -244,7 +240,7 @@ def measure(
         taken = statistics.median(times)
         memory = torch.cuda.max_memory_allocated() / 1e9 if device.type == "cuda" else float("nan")
         row = Row(
-            f"{case.name}, {way}",
+            f"{case.name}, {'compiled' if compiled else 'eager'}",
             sum(p.numel() for p in step.network.parameters()) / 1e6,
             case.batch,
             1e3 * taken,
@@ -304,9 +300,7 @@ def main() -> None:
         "--device", default="cuda" if torch.cuda.is_available() else "cpu", choices=["cpu", "cuda"]
     )
     parser.add_argument("--cases", type=int, nargs="*", help="which cases, by number from 0; all without it")
-    parser.add_argument(
-        "--ways", nargs="+", default=["eager", "blocks"], choices=["eager", "blocks", "layers"]
-    )
+    parser.add_argument("--eager", action="store_true", help="compile nothing")
     parser.add_argument(
         "--repeats", type=int, default=5, help=f"times {_TOGETHER} steps; the median is printed"
     )
@@ -333,7 +327,8 @@ def main() -> None:
     cases = GPU_CASES if device.type == "cuda" else CPU_CASES
     rows = []
     for index in range(len(cases)) if arguments.cases is None else arguments.cases:
-        for row, step in measure(cases[index], device, peak, arguments.repeats, arguments.ways):
+        case = Case(**{**vars(cases[index]), "compiled": cases[index].compiled and not arguments.eager})
+        for row, step in measure(case, device, peak, arguments.repeats):
             rows.append(row)
             print(
                 f"{row.name:32}{row.parameters:8.1f}{row.batch:6d}{row.ms:9.1f}{row.clips_per_second:9.1f}"

@@ -101,10 +101,17 @@ def findings(rows: Sequence[Row], time_of_step: str) -> list[str]:
     return found
 
 
-def make_store(folder: Path) -> tuple[ClipStore, TextEmbeddings]:
-    """Moving digits of 2x8x8, and an embedding for each caption."""
+def make_store(
+    folder: Path,
+    *,
+    num_clips: int = 256,
+    frames: int = FRAMES,
+    size: int = SIZE,
+    text: tuple[int, int] = (TOKENS, TEXT_DIM),
+) -> tuple[ClipStore, TextEmbeddings]:
+    """Moving digits, and an embedding of shape `text` (L, D) for each caption."""
     source = MovingDigitsSource(
-        num_train=256, num_test=8, num_frames=FRAMES, height=SIZE, width=SIZE, fps=8.0, seed=0
+        num_train=num_clips, num_test=8, num_frames=frames, height=size, width=size, fps=8.0, seed=0
     )
     rows = source.captions().to_dict("records")
     clips = (
@@ -112,11 +119,11 @@ def make_store(folder: Path) -> tuple[ClipStore, TextEmbeddings]:
         for row, made in zip(rows, source.read(rows), strict=True)
         for clip in made
     )
-    write_clips(folder / "clips", clips, kind=source.kind, shape=(FRAMES, SIZE, SIZE), fps=source.fps)
+    write_clips(folder / "clips", clips, kind=source.kind, shape=(frames, size, size), fps=source.fps)
     captions = list(dict.fromkeys(["", *(row["caption"] for row in rows)]))
-    tokens = torch.randn(len(captions), TOKENS, TEXT_DIM)
-    mask = torch.ones(len(captions), TOKENS, dtype=torch.bool)
-    write_embeddings(folder / "text", captions, tokens, mask, encoder="none", encoder_sha256="0" * 64)
+    embedded = torch.randn(len(captions), *text)
+    mask = torch.ones(embedded.shape[:2], dtype=torch.bool)
+    write_embeddings(folder / "text", captions, embedded, mask, encoder="none", encoder_sha256="0" * 64)
     return ClipStore(folder / "clips"), TextEmbeddings(folder / "text")
 
 

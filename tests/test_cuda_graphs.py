@@ -4,7 +4,7 @@ import copy
 
 import pytest
 import torch
-from diffusers import UNet2DConditionModel
+from tiny import TEXT_DIM, make_unet
 from torch import Tensor
 
 from pyoco_pipeline.data.batches import Batch
@@ -18,31 +18,17 @@ from pyoco_pipeline.training.objective import Objective
 from pyoco_pipeline.training.settings import SigmaSettings, TrainSettings
 
 needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
-TEXT = 8
 
 
 @pytest.fixture
 def network() -> torch.nn.Module:
-    torch.manual_seed(0)
-    image = UNet2DConditionModel(
-        sample_size=8,
-        block_out_channels=(16, 32),
-        layers_per_block=1,
-        in_channels=3,
-        out_channels=3,
-        down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"),
-        up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
-        cross_attention_dim=TEXT,
-        attention_head_dim=2,
-        norm_num_groups=4,
-    )
-    return inflate(image)
+    return inflate(make_unet(block_out_channels=(16, 32)))
 
 
 def batch(seed: int, frames: int, device: str) -> Batch:
     draw = torch.Generator().manual_seed(seed)
     x0 = torch.rand(4, 3, frames, 8, 8, generator=draw) * 2 - 1
-    text = torch.randn(4, 3, TEXT, generator=draw)
+    text = torch.randn(4, 3, TEXT_DIM, generator=draw)
     return Batch(x0.to(device), {"encoder_hidden_states": text.to(device)})
 
 

@@ -13,9 +13,8 @@ from diffusers.models.transformers.transformer_2d import Transformer2DModel
 from diffusers.models.upsampling import Upsample2D
 from tiny import make_unet
 from torch import Tensor, nn
-from torch._dynamo.testing import CompileCounterWithBackend
 
-from pyoco_pipeline.models import frame_by_frame, inflate
+from pyoco_pipeline.models import inflate
 from pyoco_pipeline.models.fast import GroupNormSiLU, use_twins
 
 WIDTH, EMBEDDING = 16, 8
@@ -172,31 +171,6 @@ def test_statistics_are_float32_of_bfloat16_activations() -> None:
     exact = norm(x.double().float())
 
     assert (norm.bfloat16()(x).float() - exact).abs().max() < 0.02 * exact.abs().max()
-
-
-@pytest.mark.parametrize("recomputed", [False, True])
-def test_compiled_layers_train_as_uncompiled_ones_also_in_a_copy(
-    monkeypatch: pytest.MonkeyPatch, recomputed: bool
-) -> None:
-    torch._dynamo.reset()
-    graphs = CompileCounterWithBackend("aot_eager")
-    compiled_forward = torch.compile(frame_by_frame._forward, dynamic=False, backend=graphs)
-    monkeypatch.setattr(frame_by_frame, "_compiled", lambda: compiled_forward)
-    torch.manual_seed(0)
-    plain = inflate(make_unet())
-    first = copy.deepcopy(plain)
-    if recomputed:
-        first.checkpoint_gradients()
-    first.compile_layers()
-    compiled = copy.deepcopy(first)
-    with torch.no_grad():
-        next(iter(first.parameters())).fill_(torch.nan)  # the copy's layers are its own
-    x, text = torch.randn(2, 3, 4, 16, 16), torch.randn(2, 5, plain.image_model.config.cross_attention_dim)
-    for net in (plain, compiled):
-        net(x, torch.ones(2), encoder_hidden_states=text).sample.square().mean().backward()
-    for ours, theirs in zip(plain.parameters(), compiled.parameters(), strict=True):
-        torch.testing.assert_close(ours.grad, theirs.grad)
-    assert 0 < graphs.frame_count < len(compiled.layers())  # layers of one shape share a graph
 
 
 def test_compiled_blocks_train_as_uncompiled_ones(monkeypatch: pytest.MonkeyPatch) -> None:

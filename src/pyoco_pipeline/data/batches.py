@@ -16,7 +16,9 @@ from pyoco_pipeline.data.order import ShuffledOrder, Turns, mix_seed
 from pyoco_pipeline.data.reader import GroupReader, list_groups
 from pyoco_pipeline.data.views import ClipView
 
-Seen = Callable[[int, np.ndarray], np.ndarray]
+Seen = Callable[
+    [int, np.ndarray], np.ndarray
+]  # number in the batch, clip (T, H, W, C) -> what is taken of it
 Decode = Callable[[Tensor, torch.Generator], Tensor]  # stored (N, T, H, W, C) -> what is trained on
 
 

@@ -49,10 +49,8 @@ class Captured(Generic[Result]):
         return captured.result
 
     def _capture(self, inputs: dict[str, Tensor]) -> _Graph[Result]:
-        with (
-            torch.inference_mode(False),
-            torch.no_grad(),
-        ):  # else a call outside of inference could not write to them
+        # Else a call outside of inference mode could not write to them.
+        with torch.inference_mode(False), torch.no_grad():
             held = {name: value.clone() for name, value in inputs.items()}
         aside = torch.cuda.Stream()
         aside.wait_stream(torch.cuda.current_stream())
