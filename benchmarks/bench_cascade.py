@@ -42,21 +42,22 @@ def main() -> None:
     tile = arguments.tile or (512 if large else 16)
     widths, heads = ((128, 256, 512, 1024), 16) if large else ((16, 32), 4)
     text_dim = TEXT_DIM if large else 16
-    network = inflate(
-        build_image_unet(
-            size=side,
-            text_dim=text_dim,
-            block_out_channels=widths,
-            layers_per_block=2 if large else 1,
-            attention_levels=[False] * (len(widths) - 1) + [True],
-            attention_heads=heads,
-            norm_groups=8,
-            seed=0,
-        ),
-        concat_channels=3,
-        noise_level=True,
-    )
-    network.eval().to(device)
+    with device:  # a processor takes a minute to draw as many weights
+        network = inflate(
+            build_image_unet(
+                size=side,
+                text_dim=text_dim,
+                block_out_channels=widths,
+                layers_per_block=2 if large else 1,
+                attention_levels=[False] * (len(widths) - 1) + [True],
+                attention_heads=heads,
+                norm_groups=8,
+                seed=0,
+            ),
+            concat_channels=3,
+            noise_level=True,
+        )
+    network.eval()
     tiled = TiledDenoiser(EDMDenoiser(network), (1, tile, tile), (0, tile // 8, tile // 8))
     draw = torch.Generator(device).manual_seed(0)
     shape = (1, 3, frames, side, side)

@@ -148,7 +148,8 @@ class Step:
     def __init__(self, case: Case, device: torch.device) -> None:
         torch.manual_seed(0)
         self.case, self.device = case, device
-        self.network = case.make().train().to(device)
+        with device:  # a billion weights take a processor half a minute to draw
+            self.network = case.make().train()
         if not case.peer:
             self.network.to(memory_format=torch.channels_last)
         self.optimizer = torch.optim.AdamW(self.network.parameters(), lr=1e-4, fused=device.type == "cuda")
