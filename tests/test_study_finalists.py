@@ -15,7 +15,7 @@ from test_study_statistics import cells
 from pyoco_pipeline.data.clips import ClipStore
 from pyoco_pipeline.errors import UserError
 from pyoco_pipeline.study.analyse import analyse
-from pyoco_pipeline.study.finalists import judge_head_start, portions
+from pyoco_pipeline.study.finalists import judge_head_start, portion_points, portions
 from pyoco_pipeline.study.halving import run_study
 from pyoco_pipeline.study.material import Material
 from pyoco_pipeline.study.measured import measured_correlation
@@ -177,6 +177,43 @@ def test_the_head_start_matters_more_where_the_lead_is_larger_with_the_fewest_cl
     (found,) = judge_head_start(parts)
     assert found.verdict == verdict
     assert found.claim == "the head start of progressive α=2 matters more with fewer clips"
+
+
+def test_numbers_of_clips_are_compared_at_the_last_step_that_all_of_them_reached() -> None:
+    few = few_cells(100, 400, 200)
+    for cell in few:
+        for later, evaluation in enumerate(cell["evaluations"]):
+            evaluation["values"] = {METRIC: evaluation["values"][METRIC] - 10 * later}
+        cell["evaluations"] = cell["evaluations"][:-1]
+    points = portion_points(portions(few + few_cells(None, 100, 95), DIGITS), 4096)
+    last_of_few = len(few[0]["evaluations"]) - 1
+    for prior, of_few, of_all in (("iid", 400, 100), ("progressive α=2", 200, 95)):
+        (fewest, score), (most, whole) = points[prior]
+        assert (fewest, most) == (100, 4096)
+        assert score.mean == pytest.approx(of_few - 10 * last_of_few, abs=2)
+        assert whole.mean == pytest.approx(of_all, abs=2)
+    untrained = [cell | {"evaluations": cell["evaluations"][:1]} for cell in few]
+    assert portion_points(portions(untrained + few_cells(None, 100, 95), DIGITS), 4096) == {}
+
+
+def test_what_halving_stopped_is_drawn_hollow_and_no_line_leads_to_it() -> None:
+    """Else a curve over α would join what was trained for different times."""
+    from matplotlib.figure import Figure
+
+    from pyoco_pipeline.study.figures import _alpha_panel
+    from pyoco_pipeline.study.table import StudyTable
+
+    made = cells({("mixed", alpha, -1.2): 50 + alpha for alpha in (0.5, 1, 2)}, 3, noise=0.1)
+    for cell in made:
+        if cell["alpha"] == 2:
+            cell["evaluations"] = cell["evaluations"][:-1]
+    panel = Figure().subplots()
+    _alpha_panel(panel, StudyTable(made, METRIC), METRIC, True, None)
+    hollow = [line for line in panel.lines if line.get_markerfacecolor() == "none"]
+    assert [list(line.get_xdata()) for line in hollow] == [[1.0]]  # log2 of 2
+    assert hollow[0].get_label() == "mixed, stopped at an earlier rung"
+    (curve,) = (bars[0] for bars in panel.containers)
+    assert list(curve.get_xdata()) == [-1.0, 0.0]
 
 
 def test_the_page_has_solver_steps_and_fewer_clips_where_there_are_some() -> None:

@@ -29,7 +29,8 @@ def alpha_curves(
 ) -> bytes:
     """Scores against α at the last step: at the paper's sigma law, and at each α's best; with i.i.d. and scratch lines.
 
-    A row of panels per metric. Bars and bands are intervals over seeds.
+    A row of panels per metric. Bars and bands are intervals over seeds. A hollow point was trained for fewer steps than
+    the rest.
     """
     laws = (("at the paper's sigma law", True), ("each α at its best sigma law", False))
     with new_figure((9.2, 3.1 * len(metrics)), dark) as figure:
@@ -40,30 +41,29 @@ def alpha_curves(
                 panel.set_title(words, loc="left")
             panel_row[0].set_ylabel(metric)
         handles, labels = panels[0][-1].get_legend_handles_labels()
-        figure.legend(handles, labels, fontsize=8, frameon=False, loc="outside lower center", ncols=6)
+        figure.legend(handles, labels, fontsize=8, frameon=False, loc="outside lower center", ncols=5)
         return as_png(figure)
 
 
 def _alpha_panel(panel: Axes, table: StudyTable, metric: str, papers: bool, real: float | None) -> None:
     places = _alpha_places([row.alpha for row in table.rows if row.alpha is not None])
+    longest = max((step for row in table.rows for step in row.steps(metric)), default=0)
     for family in ("mixed", "progressive"):
         rows = [row for row in table.of_family(family) if row.is_papers_law or not papers]
-        points = []
+        whole: list[tuple[float, ...]] = []
         for alpha in sorted({row.alpha for row in rows if row.alpha is not None}):
             best = table.best([row for row in rows if row.alpha == alpha])
-            if best and (drawn := _last(table, best, metric)):
-                points.append((places[alpha], *drawn))
-        if points:
-            x, mean, below, above = zip(*points, strict=True)
+            if best is None or (drawn := _last(table, best, metric)) is None:
+                continue
+            if best.steps(metric)[-1] == longest:
+                whole.append((places[alpha], *drawn))
+            else:  # no line leads to it: it would join what was trained for different times
+                _stopped(panel, places[alpha], drawn[0], family)
+        if whole:
+            x, mean, below, above = zip(*whole, strict=True)
+            colour = colour_of(family)
             panel.errorbar(
-                x,
-                mean,
-                [below, above],
-                fmt="o-",
-                color=colour_of(family),
-                capsize=3,
-                markersize=4,
-                label=family,
+                x, mean, [below, above], fmt="o-", color=colour, capsize=3, markersize=4, label=family
             )
     for family in [r.family for r in table.rows if r.alpha is None or r.init == "scratch"]:
         _family_line(panel, table, metric, papers, family)
@@ -72,6 +72,21 @@ def _alpha_panel(panel: Axes, table: StudyTable, metric: str, papers: bool, real
     panel.set_xticks(list(places.values()), [spelt(alpha) for alpha in places])
     panel.set_xlabel("α")
     log_scale(panel)
+
+
+def _stopped(panel: Axes, place: float, score: float, family: str) -> None:
+    """A point of what halving stopped at an earlier rung."""
+    label = f"{family}, stopped at an earlier rung"
+    seen = label in panel.get_legend_handles_labels()[1]
+    panel.plot(
+        place,
+        score,
+        "o",
+        markerfacecolor="none",
+        color=colour_of(family),
+        markersize=5,
+        label=None if seen else label,
+    )
 
 
 def _family_line(panel: Axes, table: StudyTable, metric: str, papers: bool, family: str) -> None:
@@ -156,35 +171,43 @@ def snr_curves(spectrum: Mapping[str, Any], *, dark: bool = False) -> bytes:
     frequency = np.arange(len(power)) / (2 * len(power))
     with new_figure((9.2, 3.8), dark) as figure:
         left, right = figure.subplots(1, 2, width_ratios=(1.5, 1))
-        seen: dict[str, int] = {}
+        markers = _markers(spectrum["priors"])
         for row in spectrum["priors"]:
             ratio = np.array(row["snr"], dtype=float)
             drawn = np.isfinite(ratio)  # a frequency without noise has no ratio
-            number = seen[row["family"]] = seen.get(row["family"], -1) + 1
             left.plot(
                 frequency[drawn],
                 ratio[drawn],
-                marker="os^Dv"[number % 5],
+                marker=markers[row["prior"]],
                 markersize=4,
                 linewidth=1.3,
                 color=colour_of(row["family"]),
                 label=row["prior"],
             )
         left.set_yscale("log")
+        left.yaxis.set_major_formatter("{x:g}")
         left.set_xlabel("temporal frequency (cycles per frame)")
         left.set_ylabel("signal-to-noise ratio at σ = 1")
-        if seen:
+        if markers:
             left.legend(fontsize=7.5, frameon=False, ncols=2)
-        _predictions(right, spectrum["priors"])
+        _predictions(right, spectrum["priors"], markers)
         return as_png(figure)
 
 
-def _predictions(panel: Axes, priors: Sequence[Mapping[str, Any]]) -> None:
+def _markers(priors: Sequence[Mapping[str, Any]]) -> dict[str, str]:
+    """One per prior, that with its family's colour tells it from all others."""
+    families: dict[str, list[str]] = {}
+    for row in priors:
+        families.setdefault(row["family"], []).append(row["prior"])
+    return {prior: "os^Dv"[i % 5] for names in families.values() for i, prior in enumerate(names)}
+
+
+def _predictions(panel: Axes, priors: Sequence[Mapping[str, Any]], markers: Mapping[str, str]) -> None:
+    """In the markers of the other panel."""
     found = [row for row in priors if row["found"]]
     for row in found:
         x, y = row["predicted_mean"], row["found"]["sigma_mean"]
-        panel.plot(x, y, "o", color=colour_of(row["family"]))
-        panel.annotate(row["prior"], (x, y), fontsize=7, xytext=(4, 4), textcoords="offset points")
+        panel.plot(x, y, markers[row["prior"]], color=colour_of(row["family"]), alpha=0.8)
     if found:
         low, high = panel.get_xlim()[0], panel.get_xlim()[1]
         panel.plot([low, high], [low, high], color=GREY, linewidth=0.8, linestyle=":")

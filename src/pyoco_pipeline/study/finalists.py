@@ -152,13 +152,20 @@ def _lead(table: StudyTable, correlated: Row, iid: Row, step: int) -> dict[int, 
 
 
 def portion_points(parts: Sequence[Portion], everything: int) -> dict[str, list[tuple[int, Interval]]]:
-    """Per prior, the number of clips and the score of its best configuration; everything: how many all clips are."""
+    """Per prior, the number of clips and the score of its best configuration at the last step that all reached.
+
+    everything: how many all clips are.
+    """
     points: dict[str, list[tuple[int, Interval]]] = {}
+    reached = [{step for step in part.table.steps if step > 0} for part in parts]
+    step = max(set.intersection(*reached), default=None) if reached else None
+    if step is None:
+        return points  # what was trained for different times is not compared
     for part in parts:
         table = part.table
         for prior in dict.fromkeys(row.prior for row in table.rows):
-            best = table.best([row for row in table.rows if row.prior == prior])
-            score = best and table.mean(best, best.steps(table.metric)[-1])
+            best = table.best([row for row in table.rows if row.prior == prior], step)
+            score = best and table.mean(best, step)
             if score:
                 points.setdefault(prior, []).append((part.num_clips or everything, score))
     return points
