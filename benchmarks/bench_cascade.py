@@ -33,7 +33,7 @@ def main() -> None:
     parser.add_argument("--side", type=int, help="1024 on a GPU")
     parser.add_argument("--tile", type=int, help="512 on a GPU")
     parser.add_argument(
-        "--steps", type=int, default=2, help="of the solver, an evaluation of the whole field each"
+        "--steps", type=int, default=1, help="of the solver, an evaluation of the whole field each"
     )
     arguments = parser.parse_args()
     device = torch.device(arguments.device)
@@ -57,13 +57,19 @@ def main() -> None:
             concat_channels=3,
             noise_level=True,
         )
-    network.eval()
+    network.eval().to(memory_format=torch.channels_last)  # as generation loads it
     tiled = TiledDenoiser(EDMDenoiser(network), (1, tile, tile), (0, tile // 8, tile // 8))
     draw = torch.Generator(device).manual_seed(0)
     shape = (1, 3, frames, side, side)
     condition = LowResolutionCondition(SCALE, 0.5, IIDNoise())
     small = torch.zeros(1, 3, frames, side // SCALE, side // SCALE, device=device)
     text = torch.zeros(1, TOKENS, text_dim, device=device)
+    name = torch.cuda.get_device_name() if large else platform.machine()
+    print(f"{name}, torch {torch.__version__}")
+    print(
+        f"{sum(p.numel() for p in network.parameters()) / 1e6:.1f}M parameters, clip {shape}, tiles of {tile}x{tile}",
+        flush=True,
+    )
     if large:
         torch.cuda.reset_peak_memory_stats()
     with torch.inference_mode(), torch.autocast(device.type, torch.bfloat16, enabled=large):
@@ -86,11 +92,6 @@ def main() -> None:
         if large:
             torch.cuda.synchronize()
     seconds = time.monotonic() - started
-    name = torch.cuda.get_device_name() if large else platform.machine()
-    print(f"{name}, torch {torch.__version__}")
-    print(
-        f"{sum(p.numel() for p in network.parameters()) / 1e6:.1f}M parameters, clip {shape}, tiles of {tile}x{tile}"
-    )
     print(f"{seconds / arguments.steps:.2f} s for an evaluation of the whole field")
     if large:
         print(f"peak memory {torch.cuda.max_memory_allocated() / 1e9:.2f} GB")

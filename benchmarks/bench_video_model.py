@@ -2,18 +2,21 @@
 
 A step is what the trainer does: EDM's loss in correlated noise under bf16 autocast, backward, gradient clipping, AdamW,
 EMA. FLOPs are torch's count of one forward and backward pass without recomputation, attention over frames left out;
-the ceiling is a matrix product of 8192³ in bf16, measured in the same run. `--device cpu` takes small shapes.
+the ceiling is a matrix product of 8192³ in bf16, measured in the same run. `--device cpu` takes small shapes. With
+`--graphs` forward and backward pass are also measured as one CUDA graph, as the trainer captures it.
 """
 
 from __future__ import annotations
 
 import argparse
+import gc
 import json
 import math
 import statistics
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,12 +26,16 @@ from diffusers import UNet2DConditionModel, UNet2DModel, UNet3DConditionModel
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from pyoco_pipeline.diffusion import EDMDenoiser, edm_loss
+from pyoco_pipeline.data.batches import Batch
 from pyoco_pipeline.models import inflate
 from pyoco_pipeline.noise import ProgressiveNoise
+from pyoco_pipeline.training.captured import CapturedLoss
 from pyoco_pipeline.training.ema import EMA
+from pyoco_pipeline.training.objective import Draws, Objective
+from pyoco_pipeline.training.settings import SigmaSettings
 
 _TOGETHER = 5  # steps that are timed at once
+WAYS = ("eager", "graphs", "compiled")  # in this order, for blocks stay compiled
 
 
 @dataclass(frozen=True)
@@ -154,28 +161,47 @@ class Step:
             self.network.to(memory_format=torch.channels_last)
         self.optimizer = torch.optim.AdamW(self.network.parameters(), lr=1e-4, fused=device.type == "cuda")
         self.ema = EMA(self.network, 1000, 0.05)
-        self.prior, self.done = ProgressiveNoise(2.0), 0
+        self.objective, self.done = Objective(ProgressiveNoise(2.0), SigmaSettings()), 0
+        self.autocast = partial(torch.autocast, device.type, torch.bfloat16, enabled=device.type == "cuda")
+        self.captured: CapturedLoss | None = None
 
-    def loss(self) -> Tensor:
+    def go(self, way: str) -> None:
+        """Take the next steps in one of WAYS."""
+        self.captured = None
+        gc.collect()  # a graph keeps its memory until then
+        if way == "graphs":
+            self.captured = CapturedLoss(self.objective, self.network, self.autocast)
+        if way == "compiled":
+            self.network.compile_blocks()
+
+    def draw(self) -> tuple[Batch, Draws]:
         case, device = self.case, self.device
         x0 = torch.rand((case.batch, *case.shape), device=device) * 2 - 1
         sigma = (torch.randn(case.batch, device=device) * 1.2).exp()
         cond = {}
         if case.text_width:
             cond["encoder_hidden_states"] = torch.randn(case.batch, 77, case.text_width, device=device)
-        noise = self.prior.sample(x0.shape, device=device)
-        with torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):
-            return edm_loss(EDMDenoiser(self.network), x0, noise, sigma, **cond).mean()
+        noise = self.objective.prior.sample(x0.shape, device=device)
+        return Batch(x0, cond), Draws(sigma, noise)
+
+    def gradients(self) -> Tensor:
+        """The loss, whose gradients are in the parameters then."""
+        batch, draws = self.draw()
+        if self.captured is not None:
+            return self.captured(batch, draws)
+        with self.autocast():
+            loss = self.objective.loss(self.network, batch, draws)
+        loss.backward()
+        return loss.detach()
 
     def __call__(self) -> Tensor:
-        loss = self.loss()
-        loss.backward()
+        loss = self.gradients()
         torch.nn.utils.clip_grad_norm_(self.network.parameters(), 1.0)
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         self.done += 1
         self.ema.update(self.network, self.done)
-        return loss.detach()
+        return loss
 
 
 def synchronize(device: torch.device) -> None:
@@ -212,13 +238,14 @@ def count_flops(case: Case) -> float:
     return counter.get_total_flops() / 1e12
 
 
-def measure(case: Case, device: torch.device, peak: float, repeats: int) -> Iterator[tuple[Row, Step]]:
-    """Eager, and then compiled where the case is; the first eager step chooses cuDNN's algorithms for both."""
+def measure(
+    case: Case, ways: Collection[str], device: torch.device, peak: float, repeats: int
+) -> Iterator[tuple[Row, Step]]:
+    """Each way that the case has; the first step chooses cuDNN's algorithms for all."""
     flops = count_flops(case) * case.batch
     step = Step(case, device)
-    for compiled in (False, True) if case.compiled else (False,):
-        if compiled:
-            step.network.compile_blocks()
+    for way in ways_of(case, ways):
+        step.go(way)
         if device.type == "cuda":
             # Conv3d has so many algorithms that trying them takes minutes.
             torch.backends.cudnn.benchmark = not case.peer
@@ -241,7 +268,7 @@ def measure(case: Case, device: torch.device, peak: float, repeats: int) -> Iter
         taken = statistics.median(times)
         memory = torch.cuda.max_memory_allocated() / 1e9 if device.type == "cuda" else float("nan")
         row = Row(
-            f"{case.name}, {'compiled' if compiled else 'eager'}",
+            f"{case.name}, {way}",
             sum(p.numel() for p in step.network.parameters()) / 1e6,
             case.batch,
             1e3 * taken,
@@ -253,6 +280,12 @@ def measure(case: Case, device: torch.device, peak: float, repeats: int) -> Iter
             loss,
         )
         yield row, step
+
+
+def ways_of(case: Case, ways: Collection[str]) -> list[str]:
+    """Those of `ways` that the case is measured in."""
+    possible = {"eager": True, "graphs": not case.peer, "compiled": case.compiled}
+    return [way for way in WAYS if way in ways and possible[way]]
 
 
 def largest_batch(case: Case, device: torch.device) -> tuple[float, int]:
@@ -301,7 +334,9 @@ def main() -> None:
         "--device", default="cuda" if torch.cuda.is_available() else "cpu", choices=["cpu", "cuda"]
     )
     parser.add_argument("--cases", type=int, nargs="*", help="which cases, by number from 0; all without it")
+    parser.add_argument("--ways", nargs="+", choices=WAYS, help="how; eager and compiled without it")
     parser.add_argument("--eager", action="store_true", help="compile nothing")
+    parser.add_argument("--graphs", action="store_true", help="also as a CUDA graph (cuda)")
     parser.add_argument(
         "--repeats", type=int, default=5, help=f"times {_TOGETHER} steps; the median is printed"
     )
@@ -310,6 +345,11 @@ def main() -> None:
     parser.add_argument("--largest", action="store_true", help="the largest batches that fit instead (cuda)")
     arguments = parser.parse_args()
     device = torch.device(arguments.device)
+    ways = set(arguments.ways or ("eager", "compiled")) | ({"graphs"} if arguments.graphs else set())
+    if arguments.eager:
+        ways.discard("compiled")
+    if "graphs" in ways and device.type != "cuda":
+        parser.error("a CUDA graph needs a CUDA GPU: leave --graphs out, or give --device cuda")
     if device.type == "cuda":
         torch.backends.cudnn.benchmark = True
     name = torch.cuda.get_device_name() if device.type == "cuda" else f"{torch.get_num_threads()} CPU threads"
@@ -328,8 +368,7 @@ def main() -> None:
     cases = GPU_CASES if device.type == "cuda" else CPU_CASES
     rows = []
     for index in range(len(cases)) if arguments.cases is None else arguments.cases:
-        case = Case(**{**vars(cases[index]), "compiled": cases[index].compiled and not arguments.eager})
-        for row, step in measure(case, device, peak, arguments.repeats):
+        for row, step in measure(cases[index], ways, device, peak, arguments.repeats):
             rows.append(row)
             print(
                 f"{row.name:32}{row.parameters:8.1f}{row.batch:6d}{row.ms:9.1f}{row.clips_per_second:9.1f}"

@@ -6,8 +6,10 @@ On what `kedro run --env cascade` left in its data folder:
                   the interpolation stage from where it is in the true clip; beside it, of frames that blend the two key
                   frames around them
     sharpness     PSNR and fid_lite0 of super-resolved held-out real clips, beside bicubic upsampling of the same
-    key frames    given at all places and without noise augmentation, how far the interpolation stage is from them (RMS
-                  of the range [-1, 1]), and with it
+    key frames    given at all places, without noise augmentation and with it: how far the interpolation stage's clips
+                  are from them (RMS of the range [-1, 1]), beside how far is what it was given, which is what the
+                  augmentation alone makes of them; and how far its key frames are when given at their own places
+`--only key_frames` (agreement, positions, key_frames, sharpness) measures a part, and needs only that part's stages.
 """
 
 from __future__ import annotations
@@ -36,9 +38,11 @@ from pyoco_pipeline.evaluation.digits3d import frames_per_step
 from pyoco_pipeline.evaluation.extractors import Digits3D, Lite0
 from pyoco_pipeline.evaluation.frechet import distance_of_statistics
 from pyoco_pipeline.evaluation.statistics import FeatureStatistics
-from pyoco_pipeline.generation import CaptionEmbedder, load_denoiser
+from pyoco_pipeline.generation import CaptionEmbedder, load_denoiser, sampling_precision
 from pyoco_pipeline.models import load_stage_info
 from pyoco_pipeline.noise import prior_from_config
+
+MEASURES = ("agreement", "positions", "key_frames", "sharpness")
 
 
 def main() -> None:
@@ -49,6 +53,7 @@ def main() -> None:
     parser.add_argument("--clips", type=int, default=32, help="held-out clips")
     parser.add_argument("--steps", type=int, default=10, help="of the sampler")
     parser.add_argument("--noise-level", type=float, default=0.05, help="of the noise augmentation")
+    parser.add_argument("--only", nargs="+", choices=MEASURES, default=MEASURES, help="all")
     arguments = parser.parse_args()
     data = arguments.data
     later = LaterStageSettings(
@@ -60,10 +65,14 @@ def main() -> None:
     stages = {name: data / "06_models" / name for name in ("interpolation", "sr256")}
     real = ClipStore(data / "03_primary/clips")
     embeddings = TextEmbeddings(data / "04_feature/text_embeddings")
-    print_agreement(data / "07_model_output/stages")
-    print_positions(stages["interpolation"], real, embeddings, settings)
-    print_key_frames(stages["interpolation"], real, embeddings, settings)
-    print_sharpness(stages["sr256"], real, embeddings, settings)
+    if "agreement" in arguments.only:
+        print_agreement(data / "07_model_output/stages")
+    if "positions" in arguments.only:
+        print_positions(stages["interpolation"], real, embeddings, settings)
+    if "key_frames" in arguments.only:
+        print_key_frames(stages["interpolation"], real, embeddings, settings)
+    if "sharpness" in arguments.only:
+        print_sharpness(stages["sr256"], real, embeddings, settings)
 
 
 def print_agreement(folder: Path) -> None:
@@ -100,25 +109,37 @@ def print_positions(
 def print_key_frames(
     model: Path, real: ClipStore, embeddings: TextEmbeddings, settings: GenerateSettings
 ) -> None:
-    """Given at all places."""
+    """Given at all places, and at their own."""
     info, condition = load_stage_info(model), _frames_condition(model)
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     items = real.take("test", 8)
     view = view_of(real, info.shape)
     stored = torch.from_numpy(np.stack([item.clip.video for item in items]))
-    x0 = view.shrink(to_float(view.cut(stored)))
-    cond = dict(CaptionEmbedder(embeddings)([item.caption for item in items]))
-    denoise, prior = load_denoiser(model, torch.device("cpu")), prior_from_config(info.noise)
-    everywhere = torch.ones(len(x0), x0.shape[2], dtype=torch.bool)
-    for level in (0.0, settings.interpolation.noise_level):
-        draw = torch.Generator().manual_seed(0)
-        noise = condition.prior.sample(x0.shape, generator=draw)
-        given = condition.given(x0, everywhere, torch.full((len(x0),), level), noise)
-        steps = settings.interpolation.sampler.steps
-        made = sample(
-            denoise, prior, x0.shape, solver="dpmpp_2m", steps=steps, generator=draw, **cond, **given
+    x0 = view.shrink(to_float(view.cut(stored))).to(device)
+    cond = {
+        key: value.to(device)
+        for key, value in CaptionEmbedder(embeddings)([item.caption for item in items]).items()
+    }
+    denoise, prior = load_denoiser(model, device), prior_from_config(info.noise)
+    steps = settings.interpolation.sampler.steps
+
+    def errors(is_given: Tensor, level: float) -> str:
+        draw = torch.Generator(device).manual_seed(0)
+        noise = condition.prior.sample(x0.shape, generator=draw, device=device)
+        levels = torch.full((len(x0),), level, device=device)
+        given = condition.given(x0, is_given.expand(len(x0), -1), levels, noise)
+        options = {"solver": "dpmpp_2m", "steps": steps, "generator": draw, "device": device}
+        with torch.inference_mode(), sampling_precision(settings, device):
+            made = sample(denoise, prior, x0.shape, **options, **cond, **given).clamp(-1, 1)
+        made_error, given_error = (
+            _rms((clip - x0)[:, :, is_given]) for clip in (made, given["concat"][:, : x0.shape[1]])
         )
-        error = (made - x0).square().mean().sqrt().item()
-        print(f"key frames at all places, noise augmentation {level:g}: RMS error {error:.4f}")
+        return f"RMS error {made_error:.4f}, of what was given {given_error:.4f}"
+
+    keys = condition.key_frames(x0.shape[2]).to(device)
+    for level in (0.0, settings.interpolation.noise_level):
+        for places, is_given in (("all places", torch.ones_like(keys)), ("their own places", keys)):
+            print(f"key frames at {places}, noise augmentation {level:g}: {errors(is_given, level)}")
 
 
 def print_sharpness(
@@ -202,6 +223,10 @@ def _bicubic(small: Tensor, size: tuple[int, int]) -> np.ndarray:
 def _features(reader: Lite0, clips: np.ndarray) -> FeatureStatistics:
     statistics = FeatureStatistics(reader.dim)
     return statistics.update(reader.features(clips))
+
+
+def _rms(difference: Tensor) -> float:
+    return difference.float().square().mean().sqrt().item()
 
 
 def _psnr(difference: np.ndarray) -> float:

@@ -66,6 +66,22 @@ def test_inpainting_gives_each_frame_with_probability_one_half() -> None:
     assert (together - 0.25).abs().max() < SIX_SIGMA
 
 
+def test_everything_gives_every_frame_and_the_clip_itself() -> None:
+    condition = frames(level=0.0, everything=1.0)
+    assert masks(condition).all()
+    x0 = torch.randn(SHAPE)
+    concat = condition.of(x0, draw(condition))["concat"]
+    assert torch.equal(concat[:, :2], x0)
+    assert (concat[:, 2] == 1).all()
+
+
+def test_everything_is_drawn_by_its_weight_beside_interpolation() -> None:
+    given_frames = masks(frames(interpolation=1.0, everything=0.1))
+    everything = given_frames.all(dim=1)
+    assert (everything | (given_frames == frames().key_frames(11)).all(dim=1)).all()
+    assert abs(everything.float().mean() - 0.1 / 1.1) < SIX_SIGMA
+
+
 def test_kinds_of_masks_are_drawn_by_their_weights() -> None:
     given_frames = masks(frames(interpolation=3.0, nothing=1.0))
     keys = (given_frames == frames().key_frames(11)).all(dim=1)
@@ -165,6 +181,9 @@ def test_parts_of_a_batch_draw_as_the_whole_batch() -> None:
         ({"inpainting": 1}, [2, 7], True),
         ({"nothing": 1, "interpolation": 0}, [], True),
         ({"nothing": 0, "interpolation": 1}, [], False),
+        ({"everything": 1}, list(range(11)), True),
+        ({"everything": 1}, list(range(10)), False),
+        ({"everything": 0, "interpolation": 1}, list(range(11)), False),
     ],
 )
 def test_a_condition_knows_which_frames_it_was_ever_given(masks, given_frames, covered: bool) -> None:

@@ -8,14 +8,16 @@ from typing import Any
 
 import pytest
 import torch
+from diffusers.models.activations import GEGLU
 from diffusers.models.resnet import ResnetBlock2D, ResnetBlockCondNorm2D
 from diffusers.models.transformers.transformer_2d import Transformer2DModel
 from diffusers.models.upsampling import Upsample2D
+from peft import LoraConfig, inject_adapter_in_model
 from tiny import make_unet
 from torch import Tensor, nn
 
 from pyoco_pipeline.models import inflate
-from pyoco_pipeline.models.fast import GroupNormSiLU, use_twins
+from pyoco_pipeline.models.fast import FastGEGLU, FastLayerNorm, GroupNormSiLU, use_twins
 
 WIDTH, EMBEDDING = 16, 8
 
@@ -120,6 +122,76 @@ def test_a_twin_keeps_the_layout(pair: tuple[nn.Module, nn.Module], layout: torc
     assert found.is_contiguous(memory_format=layout)
 
 
+TOKEN_MODULES: dict[str, Callable[[], nn.Module]] = {
+    "layer norm": lambda: nn.LayerNorm(WIDTH, eps=1e-3),
+    "GEGLU": lambda: GEGLU(WIDTH, 24),
+    "GEGLU without a bias": lambda: GEGLU(WIDTH, 24, bias=False),
+}
+
+
+def of_tokens(name: str) -> tuple[nn.Module, nn.Module]:
+    """A module that takes tokens (…, WIDTH), and its twin."""
+    torch.manual_seed(0)
+    own = TOKEN_MODULES[name]()
+    with torch.no_grad():
+        for parameter in own.parameters():
+            parameter.add_(0.3 * torch.randn_like(parameter))
+    twin = copy.deepcopy(own)
+    use_twins(twin)
+    assert type(twin) in (FastLayerNorm, FastGEGLU)
+    return own, twin
+
+
+@pytest.mark.parametrize("name", TOKEN_MODULES)
+def test_on_a_cpu_norms_and_gates_of_tokens_are_bitwise_the_modules_own(name: str) -> None:
+    own, twin = of_tokens(name)
+    images = torch.randn(3, WIDTH, 6, 4)
+
+    for x in (torch.randn(2, 5, WIDTH), images.permute(0, 2, 3, 1), torch.randn(0, WIDTH)):
+        (expected, wanted), (found, gradients) = run(own, x), run(twin, x)
+        assert torch.equal(found, expected)
+        assert all(torch.equal(a, b) for a, b in zip(gradients, wanted, strict=True))
+    assert list(own.state_dict()) == list(twin.state_dict())
+
+
+@pytest.mark.parametrize("name", TOKEN_MODULES)
+def test_norms_and_gates_of_tokens_give_bfloat16_under_autocast(name: str) -> None:
+    own, twin = of_tokens(name)
+    x = torch.randn(2, 5, WIDTH)
+
+    with torch.autocast("cpu", torch.bfloat16):
+        found, _ = run(twin, x)
+
+    assert found.dtype == torch.bfloat16
+    torch.testing.assert_close(found.float(), own(x), atol=0.05, rtol=0.05)
+
+
+def test_nothing_in_a_spatial_transformer_norms_or_gates_by_itself() -> None:
+    module = transformer()
+    use_twins(module)
+    kinds = [type(child) for child in module.modules()]
+
+    assert (kinds.count(FastLayerNorm), kinds.count(FastGEGLU)) == (3, 1)
+    assert nn.LayerNorm not in kinds
+    assert GEGLU not in kinds
+
+
+def test_an_adapter_in_a_gate_is_heard() -> None:
+    own, twin = of_tokens("GEGLU")
+    torch.manual_seed(1)
+    for module in (own, twin):
+        inject_adapter_in_model(LoraConfig(r=2, target_modules=["proj"]), module)
+        with torch.no_grad():
+            module.proj.lora_B["default"].weight.fill_(0.5)
+    twin.load_state_dict(own.state_dict())
+    x = torch.randn(2, 5, WIDTH)
+
+    adapted = twin(x)
+
+    assert torch.equal(adapted, own(x))
+    assert not torch.allclose(adapted, of_tokens("GEGLU")[1](x))
+
+
 def test_upsampling_goes_to_the_size_that_is_asked_for() -> None:
     torch.manual_seed(0)
     own = Upsample2D(WIDTH, use_conv=True)
@@ -144,8 +216,19 @@ def test_upsampling_goes_to_the_size_that_is_asked_for() -> None:
         ),
         lambda: Upsample2D(WIDTH, use_conv_transpose=True),
         lambda: nn.GroupNorm(4, WIDTH, affine=False),
+        lambda: nn.LayerNorm(WIDTH, elementwise_affine=False),
+        lambda: nn.LayerNorm(WIDTH, bias=False),
+        lambda: nn.LayerNorm((4, WIDTH)),
     ],
-    ids=["another activation", "another kind of norm", "a transposed convolution", "a norm without weights"],
+    ids=[
+        "another activation",
+        "another kind of norm",
+        "a transposed convolution",
+        "a norm without weights",
+        "a layer norm without weights",
+        "a layer norm without a bias",
+        "a layer norm over two axes",
+    ],
 )
 def test_a_module_without_a_twin_stays_what_it_is(make: Callable[[], nn.Module]) -> None:
     module = make()

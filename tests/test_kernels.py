@@ -7,7 +7,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from pyoco_pipeline.models.fused import attend, attend_over_frames, group_norm_silu, rotate
+from pyoco_pipeline.models.fused import (
+    attend,
+    attend_over_frames,
+    geglu,
+    group_norm_silu,
+    layer_norm,
+    rotate,
+)
 from pyoco_pipeline.models.temporal import rotary_angles
 from pyoco_pipeline.noise import MixedNoise, NoisePrior, ProgressiveNoise
 
@@ -77,6 +84,107 @@ def test_attention_over_frames_and_its_gradient(
     expected = attend(rotate(q, cos, sin), rotate(k, cos, sin), v)
     assert error(found, expected) < TOLERANCE[dtype]
     assert error(gradient, torch.autograd.grad(expected, qkv, do.double())[0]) < TOLERANCE[dtype]
+
+
+def compiled_or_not(shape: tuple[int, ...], first: tuple[int, ...]) -> list[bool]:
+    """Compiling takes seconds, so only one shape is."""
+    return [False, True] if shape == first else [False]
+
+
+NORMED = [(3, 40, 320), (5, 7, 640), (700, 1280), (2, 9, 5, 96), (1, 24), (3, 3000)]
+
+
+@pytest.mark.parametrize("dtype", TOLERANCE)
+@pytest.mark.parametrize(
+    ("shape", "compiled"), [(shape, how) for shape in NORMED for how in compiled_or_not(shape, NORMED[0])]
+)
+def test_layer_norm_and_its_gradients(dtype: torch.dtype, compiled: bool, shape: tuple[int, ...]) -> None:
+    torch.manual_seed(0)
+    channels = shape[-1]
+    x = (torch.randn(shape, device="cuda") * 2 + 3).to(dtype).requires_grad_()
+    weight, bias = (torch.randn(channels, device="cuda").requires_grad_() for _ in range(2))
+    call = torch.compile(layer_norm, dynamic=False) if compiled else layer_norm
+
+    found = call(x, weight, bias)
+    dy = torch.randn_like(found)
+    gradients = torch.autograd.grad(found, (x, weight, bias), dy)
+
+    expected = F.layer_norm(x.double(), (channels,), weight.double(), bias.double())
+    assert found.dtype == dtype
+    assert [gradient.dtype for gradient in gradients] == [dtype, torch.float32, torch.float32]
+    assert error(found, expected) < TOLERANCE[dtype]
+    wanted = torch.autograd.grad(expected, (x, weight, bias), dy.double())
+    for gradient, one in zip(gradients, wanted, strict=True):
+        assert error(gradient, one) < TOLERANCE[dtype]
+
+
+GATED = [(3, 40, 2560), (700, 5120), (2, 9, 10240), (2, 3, 5, 48), (1, 200)]
+
+
+@pytest.mark.parametrize("dtype", TOLERANCE)
+@pytest.mark.parametrize(
+    ("shape", "compiled"), [(shape, how) for shape in GATED for how in compiled_or_not(shape, GATED[0])]
+)
+def test_geglu_and_its_gradient(dtype: torch.dtype, compiled: bool, shape: tuple[int, ...]) -> None:
+    torch.manual_seed(0)
+    h = (torch.randn(shape, device="cuda") * 2).to(dtype).requires_grad_()
+    call = torch.compile(geglu, dynamic=False) if compiled else geglu
+
+    found = call(h)
+    dy = torch.randn_like(found)
+    (gradient,) = torch.autograd.grad(found, h, dy)
+
+    value, gate = h.double().chunk(2, dim=-1)
+    expected = value * F.gelu(gate)
+    assert found.dtype == gradient.dtype == dtype
+    assert error(found, expected) < TOLERANCE[dtype]
+    assert error(gradient, torch.autograd.grad(expected, h, dy.double())[0]) < TOLERANCE[dtype]
+
+
+def test_neither_rows_nor_their_gradients_need_be_contiguous() -> None:
+    torch.manual_seed(0)
+    images = torch.randn(2, 320, 6, 5, device="cuda", dtype=torch.bfloat16)
+    x = images.permute(0, 2, 3, 1).requires_grad_()  # channels lie apart
+    weight, bias = torch.randn(2, 320, device="cuda").requires_grad_().unbind()
+    for found, expected in (
+        (layer_norm(x, weight, bias), F.layer_norm(x.double(), (320,), weight.double(), bias.double())),
+        (geglu(x), x.double()[..., :160] * F.gelu(x.double()[..., 160:])),
+    ):
+        dy = torch.randn_like(found).transpose(1, 2).contiguous().transpose(1, 2)
+        assert not dy.is_contiguous()
+        (gradient,) = torch.autograd.grad(found, x, dy)
+
+        assert error(found, expected) < TOLERANCE[torch.bfloat16]
+        assert error(gradient, torch.autograd.grad(expected, x, dy.double())[0]) < TOLERANCE[torch.bfloat16]
+
+
+def test_no_rows_give_no_rows() -> None:
+    x, weight = torch.empty(0, 320, device="cuda").requires_grad_(), torch.ones(320, device="cuda")
+
+    assert layer_norm(x, weight.requires_grad_(), weight).shape == (0, 320)
+    assert geglu(x).shape == (0, 160)
+    assert torch.autograd.grad(layer_norm(x, weight, weight).sum(), weight)[0].count_nonzero() == 0
+
+
+def test_rows_beyond_the_range_of_32_bits() -> None:
+    if torch.cuda.get_device_properties(0).total_memory < 40e9:
+        pytest.skip("needs a GPU of 40 GB")
+    torch.manual_seed(0)
+    channels, last = 1280, torch.randn(90, 1280, device="cuda")
+    x = torch.zeros(2**31 // channels + 100, channels, device="cuda", dtype=torch.bfloat16)
+    x[-90:] = last
+    weight, bias = torch.randn(2, channels, device="cuda").unbind()
+    exact = x[-90:].double().requires_grad_()
+    x.requires_grad_()
+    for found, expected in (
+        (layer_norm(x, weight, bias), F.layer_norm(exact, (channels,), weight.double(), bias.double())),
+        (geglu(x), exact[:, :640] * F.gelu(exact[:, 640:])),
+    ):
+        (gradient,) = torch.autograd.grad(found, x, torch.ones_like(found))
+        (wanted,) = torch.autograd.grad(expected, exact, torch.ones_like(expected))
+
+        assert error(found[-90:], expected) < TOLERANCE[torch.bfloat16]
+        assert error(gradient[-90:], wanted) < TOLERANCE[torch.bfloat16]
 
 
 PRIORS = [ProgressiveNoise(2.0), MixedNoise(1.0), ProgressiveNoise(0.0), MixedNoise(float("inf"))]

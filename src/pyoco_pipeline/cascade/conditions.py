@@ -19,7 +19,7 @@ from pyoco_pipeline.models.conditioning import key_frame_channels, low_resolutio
 from pyoco_pipeline.noise import Generators, NoisePrior, prior_from_config
 
 Drawn = dict[str, Tensor]  # batch first
-MASKS = ("interpolation", "prediction", "inpainting", "nothing")
+MASKS = ("interpolation", "prediction", "inpainting", "nothing", "everything")
 
 
 class Condition(Protocol):
@@ -54,6 +54,7 @@ class FramesCondition:
         prediction     the first k, k uniform from 1 to T - 1
         inpainting     each frame with probability 1/2
         nothing        none
+        everything     all: what is given is to come back, without its noise
     An image is given nothing. max_noise_level: levels are uniform in [0, it]; see `augment`. prior: of that noise.
     """
 
@@ -92,6 +93,7 @@ class FramesCondition:
             "prediction": 0 < given < frames and bool(is_given[:given].all()),
             "inpainting": True,
             "nothing": given == 0,
+            "everything": given == frames,
         }
         return any(fits[name] for name in MASKS if self.masks.get(name))
 
@@ -113,12 +115,14 @@ class FramesCondition:
         each = torch.rand(batch, frames, device=device, generator=generator)
         place = torch.arange(frames, device=device)
         first = 1 + (share * (frames - 1)).long()
+        nothing = torch.zeros(batch, frames, dtype=torch.bool, device=device)
         laws = torch.stack(
             [
                 self.key_frames(frames).to(device).expand(batch, -1),
                 place < first[:, None],
                 each < 0.5,
-                torch.zeros(batch, frames, dtype=torch.bool, device=device),
+                nothing,
+                ~nothing,
             ],
             dim=1,
         )

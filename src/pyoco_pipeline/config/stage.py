@@ -31,7 +31,7 @@ class FramesConditionSettings(Settings):
     key_stride: int = Field(ge=2)  # of interpolation: the given frames are key_stride apart
     # Shares of training clips, in any unit: which frames are given.
     masks: dict[
-        Literal["interpolation", "prediction", "inpainting", "nothing"],
+        Literal["interpolation", "prediction", "inpainting", "nothing", "everything"],
         Annotated[float, Field(ge=0, allow_inf_nan=False)],
     ] = Field({"interpolation": 1.0})
     max_noise_level: Share = 0.3  # of the given frames in training: 0 none, 1 nothing but noise

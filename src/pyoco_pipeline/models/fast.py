@@ -1,7 +1,8 @@
 """Twins of diffusers' modules that keep activations channels-last and norm, activation and addition in one pass.
 
 A twin has the state dict of the module whose place it takes, and its results up to rounding. Diffusers' own modules
-copy channels-last activations into the other layout in four places, and norm in float32 under autocast.
+copy channels-last activations into the other layout in four places, norm in float32 under autocast, and gate in three
+passes over halves of rows.
 """
 
 from __future__ import annotations
@@ -10,12 +11,13 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
+from diffusers.models.activations import GEGLU
 from diffusers.models.resnet import ResnetBlock2D
 from diffusers.models.transformers.transformer_2d import Transformer2DModel
 from diffusers.models.upsampling import Upsample2D
 from torch import Tensor, nn
 
-from pyoco_pipeline.models.fused import group_norm_silu
+from pyoco_pipeline.models.fused import geglu, group_norm_silu, layer_norm
 
 
 class FastGroupNorm(nn.GroupNorm):
@@ -30,6 +32,20 @@ class GroupNormSiLU(nn.GroupNorm):
 
     def forward(self, x: Tensor) -> Tensor:
         return group_norm_silu(lower(x), self.num_groups, self.weight, self.bias, self.eps)
+
+
+class FastLayerNorm(nn.LayerNorm):
+    """Layer norm over channels whose result has the input's dtype, under autocast autocast's."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        return layer_norm(lower(input), self.weight, self.bias, self.eps)
+
+
+class FastGEGLU(GEGLU):
+    """A linear layer to twice the channels, of which GELU of one half gates the other."""
+
+    def forward(self, hidden_states: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        return geglu(self.proj(hidden_states))
 
 
 class FastResnetBlock2D(ResnetBlock2D):
@@ -113,6 +129,11 @@ def _twin(module: nn.Module) -> type[nn.Module] | None:
     kind = type(module)
     if kind is nn.GroupNorm:
         return FastGroupNorm if module.affine else None
+    if kind is nn.LayerNorm:
+        plain = module.weight is not None and module.bias is not None and len(module.normalized_shape) == 1
+        return FastLayerNorm if plain else None
+    if kind is GEGLU:
+        return FastGEGLU
     if kind is ResnetBlock2D:
         known = isinstance(module.nonlinearity, nn.SiLU)
         return (

@@ -1,4 +1,5 @@
-"""Group norm with SiLU, and attention over frames, each in one pass over channels-last data: Triton on a CUDA GPU.
+"""Group norm with SiLU, layer norm, GEGLU and attention over frames, each in one pass over channels-last data: Triton
+on a CUDA GPU.
 
 Elsewhere the same functions are made of torch's own operations. Shapes: N images, P positions, C channels; B clips,
 T frames, H heads of D channels.
@@ -14,6 +15,7 @@ from torch import Tensor
 
 # Torch's CUDA builds bring it.
 HAS_TRITON = find_spec("triton") is not None
+_LONGEST_ROW = 8192  # channels of a layer norm that a program keeps in registers
 
 
 def group_norm_silu(
@@ -46,6 +48,27 @@ def group_norm_silu(
     if scale_shift is not None:
         x = x * (1 + _as_positions(scale_shift[0], x)) + _as_positions(scale_shift[1], x)
     return F.silu(x) if silu else x
+
+
+def layer_norm(x: Tensor, weight: Tensor, bias: Tensor, eps: float = 1e-5) -> Tensor:
+    """LayerNorm of x (..., C) over C, in x's dtype; statistics in float32. weight, bias: (C,)."""
+    if x.is_cuda and HAS_TRITON and x.numel() > 0 and x.shape[-1] <= _LONGEST_ROW:
+        from pyoco_pipeline.models import transformer_kernels
+
+        flat = x.reshape(-1, x.shape[-1]).contiguous()
+        return transformer_kernels.layer_norm(flat, weight.float(), bias.float(), eps).view(x.shape)
+    return F.layer_norm(x, x.shape[-1:], weight, bias, eps).to(x.dtype)  # autocast's is float32
+
+
+def geglu(h: Tensor) -> Tensor:
+    """a GELU(b) (..., C) of h = (a, b) (..., 2 C), with the exact GELU, in h's dtype (GLU Variants, eq. 6)."""
+    if h.is_cuda and HAS_TRITON and h.numel() > 0:
+        from pyoco_pipeline.models import transformer_kernels
+
+        flat = h.reshape(-1, h.shape[-1]).contiguous()
+        return transformer_kernels.geglu(flat).view(*h.shape[:-1], -1)
+    value, gate = h.chunk(2, dim=-1)
+    return value * F.gelu(gate)
 
 
 def attend_over_frames(qkv: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
