@@ -130,7 +130,7 @@ def _twin(module: nn.Module) -> type[nn.Module] | None:
     if kind is nn.GroupNorm:
         return FastGroupNorm if module.affine else None
     if kind is nn.LayerNorm:
-        plain = module.weight is not None and module.bias is not None and len(module.normalized_shape) == 1
+        plain = module.weight is not None and module.bias is not None and module.weight.ndim == 1
         return FastLayerNorm if plain else None
     if kind is GEGLU:
         return FastGEGLU
