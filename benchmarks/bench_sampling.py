@@ -12,6 +12,7 @@ import copy
 import diffusers
 import torch
 from bench_video_model import GPU_CASES, peer_unet, pixel_unet, seconds
+from diffusers.models.activations import GEGLU
 from diffusers.models.resnet import ResnetBlock2D
 from diffusers.models.transformers.transformer_2d import Transformer2DModel
 from diffusers.models.upsampling import Upsample2D
@@ -20,7 +21,9 @@ from torch import Tensor, nn
 from pyoco_pipeline.diffusion import EDMDenoiser, sample
 from pyoco_pipeline.models import VideoUNet, fused
 from pyoco_pipeline.models.fast import (
+    FastGEGLU,
     FastGroupNorm,
+    FastLayerNorm,
     FastResnetBlock2D,
     FastTransformer2DModel,
     FastUpsample2D,
@@ -28,7 +31,9 @@ from pyoco_pipeline.models.fast import (
 from pyoco_pipeline.noise import ProgressiveNoise
 
 _OWN = {
+    FastGEGLU: GEGLU,
     FastGroupNorm: nn.GroupNorm,
+    FastLayerNorm: nn.LayerNorm,
     FastResnetBlock2D: ResnetBlock2D,
     FastTransformer2DModel: Transformer2DModel,
     FastUpsample2D: Upsample2D,

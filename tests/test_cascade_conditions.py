@@ -18,6 +18,7 @@ from pyoco_pipeline.cascade.conditions import (
     augment,
     condition_from_config,
 )
+from pyoco_pipeline.config.stage import FramesConditionSettings
 from pyoco_pipeline.data.views import shrink
 from pyoco_pipeline.noise import CovarianceNoise, IIDNoise, MixedNoise, NoisePrior, ProgressiveNoise
 
@@ -88,6 +89,14 @@ def test_kinds_of_masks_are_drawn_by_their_weights() -> None:
     nothing = ~given_frames.any(dim=1)
     assert (keys | nothing).all()
     assert abs(keys.float().mean() - 0.75) < SIX_SIGMA
+
+
+@pytest.mark.parametrize("name", MASKS)
+def test_parameters_of_a_stage_know_every_law(name: str) -> None:
+    settings = FramesConditionSettings.model_validate(
+        {"kind": "frames", "key_stride": 5, "masks": {name: 1.0}}
+    )
+    assert settings.masks == {name: 1.0}
 
 
 @pytest.mark.parametrize("name", MASKS)

@@ -10,7 +10,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from pyoco_pipeline.models.fast import GroupNormSiLU, lower
+from pyoco_pipeline.models.fast import FastLayerNorm, GroupNormSiLU, lower
 from pyoco_pipeline.models.fused import attend_over_frames
 
 
@@ -43,7 +43,7 @@ class TemporalAttention(nn.Module):
     def __init__(self, channels: int, head_dim: int, absolute: bool = False) -> None:
         super().__init__()
         self.head_dim, self.absolute = head_dim, absolute
-        self.norm = nn.LayerNorm(channels)
+        self.norm = FastLayerNorm(channels)
         self.to_qkv = nn.Linear(channels, 3 * channels, bias=False)
         self.to_out = nn.Linear(channels, channels)
         nn.init.zeros_(self.to_out.weight)
