@@ -14,11 +14,8 @@ import triton.language as tl
 from torch import Tensor
 from torch.library import custom_op
 
-_NORM_TILE, _GATE_TILE, _GATE_COLUMNS = (
-    2048,
-    1024,
-    256,
-)  # values that a program holds of one tensor, at least 4 warps
+# Values that a program holds of one tensor, and channels of a gate's block.
+_NORM_TILE, _GATE_TILE, _GATE_COLUMNS = 2048, 1024, 256
 
 
 @triton.jit
