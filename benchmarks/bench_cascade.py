@@ -14,8 +14,9 @@ import time
 import torch
 
 from pyoco_pipeline.cascade.conditions import LowResolutionCondition
-from pyoco_pipeline.diffusion import EDMDenoiser, TiledDenoiser, sample
+from pyoco_pipeline.diffusion import Denoise, EDMDenoiser, TiledDenoiser, sample
 from pyoco_pipeline.models import inflate
+from pyoco_pipeline.models.cuda_graphs import CapturedDenoiser
 from pyoco_pipeline.models.scratch import build_image_unet
 from pyoco_pipeline.noise import IIDNoise, ProgressiveNoise
 
@@ -32,12 +33,16 @@ def main() -> None:
     parser.add_argument("--frames", type=int, help="76 on a GPU")
     parser.add_argument("--side", type=int, help="1024 on a GPU")
     parser.add_argument("--tile", type=int, help="512 on a GPU")
+    parser.add_argument("--at-once", type=int, default=4, help="tiles in one call of the network")
+    parser.add_argument("--graphs", action="store_true", help="calls as CUDA graphs (cuda)")
     parser.add_argument(
         "--steps", type=int, default=1, help="of the solver, an evaluation of the whole field each"
     )
     arguments = parser.parse_args()
     device = torch.device(arguments.device)
     large = device.type == "cuda"
+    if arguments.graphs and not large:
+        parser.error("a CUDA graph needs a CUDA GPU: leave --graphs out, or give --device cuda")
     frames, side = arguments.frames or (76 if large else 4), arguments.side or (1024 if large else 32)
     tile = arguments.tile or (512 if large else 16)
     widths, heads = ((128, 256, 512, 1024), 16) if large else ((16, 32), 4)
@@ -58,7 +63,10 @@ def main() -> None:
             noise_level=True,
         )
     network.eval().to(memory_format=torch.channels_last)  # as generation loads it
-    tiled = TiledDenoiser(EDMDenoiser(network), (1, tile, tile), (0, tile // 8, tile // 8))
+    denoise: Denoise = EDMDenoiser(network)
+    if arguments.graphs:
+        denoise = CapturedDenoiser(denoise, "--graphs")
+    tiled = TiledDenoiser(denoise, (1, tile, tile), (0, tile // 8, tile // 8), arguments.at_once)
     draw = torch.Generator(device).manual_seed(0)
     shape = (1, 3, frames, side, side)
     condition = LowResolutionCondition(SCALE, 0.5, IIDNoise())
@@ -67,7 +75,8 @@ def main() -> None:
     name = torch.cuda.get_device_name() if large else platform.machine()
     print(f"{name}, torch {torch.__version__}")
     print(
-        f"{sum(p.numel() for p in network.parameters()) / 1e6:.1f}M parameters, clip {shape}, tiles of {tile}x{tile}",
+        f"{sum(p.numel() for p in network.parameters()) / 1e6:.1f}M parameters, clip {shape}, tiles of {tile}x{tile}, "
+        f"{arguments.at_once} at once",
         flush=True,
     )
     if large:

@@ -340,6 +340,7 @@ def main() -> None:
     parser.add_argument(
         "--repeats", type=int, default=5, help=f"times {_TOGETHER} steps; the median is printed"
     )
+    parser.add_argument("--batch", type=int, help="clips of a step in place of the case's own")
     parser.add_argument("--profile", action="store_true", help="also the kernels that take most of the time")
     parser.add_argument("--json", type=Path, help="also write the rows here")
     parser.add_argument("--largest", action="store_true", help="the largest batches that fit instead (cuda)")
@@ -368,7 +369,8 @@ def main() -> None:
     cases = GPU_CASES if device.type == "cuda" else CPU_CASES
     rows = []
     for index in range(len(cases)) if arguments.cases is None else arguments.cases:
-        for row, step in measure(cases[index], ways, device, peak, arguments.repeats):
+        case = replace(cases[index], batch=arguments.batch or cases[index].batch)
+        for row, step in measure(case, ways, device, peak, arguments.repeats):
             rows.append(row)
             print(
                 f"{row.name:32}{row.parameters:8.1f}{row.batch:6d}{row.ms:9.1f}{row.clips_per_second:9.1f}"

@@ -143,12 +143,13 @@ def make_network() -> torch.nn.Module:
     return inflate(image)
 
 
-def run(folder: Path, steps: int, sample_every: int, batch_size: int) -> list[Row]:
+def run(folder: Path, steps: int, sample_every: int, batch_size: int, cuda_graphs: bool = False) -> list[Row]:
     """Train, with a checkpoint and a validation picture every so many steps; the rows of ten steps each."""
     store, embeddings = make_store(folder)
     settings = TrainSettings(
         steps=steps, batch_size=batch_size, learning_rate=1e-3, warmup_steps=steps // 10, ema_half_life=100,
         image_share=0.3, sample_every=sample_every, checkpoint_every=sample_every, num_processes=1,
+        cuda_graphs=cuda_graphs,
     )  # fmt: skip
     prior = ProgressiveNoise(2.0)
     options = BatchOptions(batch_size, settings.image_share, settings.caption_dropout, settings.seed)
@@ -178,6 +179,7 @@ def main() -> int:
     parser.add_argument("--steps", type=int, default=5000)
     parser.add_argument("--sample-every", type=int, default=250, help="steps between validation pictures")
     parser.add_argument("--batch-size", type=int, default=4)
+    parser.add_argument("--cuda-graphs", action="store_true", help="as with train.cuda_graphs")
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
     given = parser.parse_args()
     if given.steps < 10 * given.sample_every:
@@ -187,7 +189,7 @@ def main() -> int:
     if given.device == "cpu" and torch.cuda.is_available():
         parser.error("--device cpu: hide the GPU with CUDA_VISIBLE_DEVICES= , since training takes it")
     with tempfile.TemporaryDirectory() as folder:
-        rows = run(Path(folder), given.steps, given.sample_every, given.batch_size)
+        rows = run(Path(folder), given.steps, given.sample_every, given.batch_size, given.cuda_graphs)
     name = (
         torch.cuda.get_device_name() if given.device == "cuda" else f"CPU, {torch.get_num_threads()} threads"
     )

@@ -170,6 +170,25 @@ def test_tiles_see_their_parts_of_one_field_of_noise_and_of_what_is_given(
     }
 
 
+def test_several_tiles_in_one_call_are_fewer_calls_for_the_same_clips(
+    clips, texts, models, monkeypatch
+) -> None:
+    def made(at_once: int) -> np.ndarray:
+        later = {"batch_size": 3, "tile": {"height": 8, "width": 8}, "tiles_at_once": at_once}
+        return pixels(sampled("sr256", models, clips["sr256"], texts, asked=settings(sr256=later)))
+
+    one, three = made(1), made(3)
+    assert one.std() > 1
+    assert abs(one - three).max() <= 1  # of 255: pixels on the border of rounding
+    batches = []
+    for at_once in (1, 3):
+        recorder = Recorder()
+        monkeypatch.setattr(sampling, "load_denoiser", lambda *_, recorder=recorder: recorder)
+        made(at_once)
+        batches.append([len(x) for x in recorder.x[:4]])
+    assert batches == [[3, 3, 3, 3], [9, 3, 9, 3]]  # three clips, four tiles a step
+
+
 def test_a_tile_as_large_as_the_clip_changes_nothing(clips, texts, models) -> None:
     whole = pixels(sampled("sr256", models, clips["sr256"], texts))
     same = settings(sr256={"tile": {"frames": 10, "height": 16, "width": None}})

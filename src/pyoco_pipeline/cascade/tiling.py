@@ -17,7 +17,8 @@ def tiled(denoise: Denoise, settings: LaterStageSettings, stage: str) -> Denoise
     if tile is None or tile.shape() == (None, None, None):
         return denoise
     try:
-        return TiledDenoiser(denoise, tile.shape(), (overlap.frames, overlap.height, overlap.width))
+        shared = (overlap.frames, overlap.height, overlap.width)
+        return TiledDenoiser(denoise, tile.shape(), shared, settings.tiles_at_once)
     except ValueError as error:
         raise UserError(f"generate.{stage}.tile and overlap don't go together: {error}") from error
 
