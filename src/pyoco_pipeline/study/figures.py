@@ -189,7 +189,8 @@ def snr_curves(spectrum: Mapping[str, Any], *, dark: bool = False) -> bytes:
         left.set_xlabel("temporal frequency (cycles per frame)")
         left.set_ylabel("signal-to-noise ratio at σ = 1")
         if markers:
-            left.legend(fontsize=7.5, frameon=False, ncols=2)
+            handles, labels = left.get_legend_handles_labels()
+            figure.legend(handles, labels, fontsize=7.5, frameon=False, loc="outside lower center", ncols=6)
         _predictions(right, spectrum["priors"], markers)
         return as_png(figure)
 
