@@ -137,8 +137,8 @@ def _curves(found: Mapping[str, Any], drawn: Mapping[str, Any]) -> str:
     body = figure(drawn["alpha"], "Scores against alpha for both families of priors", 980)
     body += "<h3>From the first step on</h3>" + figure(drawn["steps"], "Score against training steps", 980)
     lead = (
-        "Each point is the last score of its configuration; hollow ones were stopped by halving, and trained less. Bars "
-        "and bands: intervals over seeds, none for one seed. Step 0 is the inflated image model, sampled with each prior."
+        "Each point is the last score of its configuration; hollow ones were stopped by halving and trained less. Bars "
+        "and bands: intervals over seeds, none for one seed. Step 0 is the inflated image model with each prior."
     )
     return section("curves", "Scores", body, lead)
 
