@@ -64,6 +64,16 @@ def test_group_norm_and_its_gradients(
     assert found.is_contiguous(memory_format=torch.channels_last)
 
 
+def test_a_bias_that_all_images_share_is_read_as_one() -> None:
+    torch.manual_seed(0)
+    x = torch.randn(4, 64, 6, 6, device="cuda").to(memory_format=torch.channels_last)
+    weight, bias, add = torch.randn(3, 64, device="cuda").unbind()
+
+    found = group_norm_silu(x, 8, weight, bias, add=add.expand(4, -1))
+
+    assert error(found, group_norm_silu(x, 8, weight, bias, add=add.repeat(4, 1)).double()) < 1e-7
+
+
 @pytest.mark.parametrize("dtype", TOLERANCE)
 @pytest.mark.parametrize("compiled", [False, True])
 @pytest.mark.parametrize(("frames", "dim"), [(16, 64), (5, 24), (20, 40), (32, 128)])

@@ -42,7 +42,8 @@ def group_norm_silu(
             scale, shift = (value.float() for value in scale_shift)
             weight, bias = weight * (1 + scale), bias * (1 + scale) + shift
         flat = x.movedim(1, -1).reshape(x.shape[0], -1, x.shape[1]).contiguous()
-        out = norm_silu(flat, weight, bias, None if add is None else add.float(), groups, eps, silu)
+        add = None if add is None else add.float().contiguous()
+        out = norm_silu(flat, weight, bias, add, groups, eps, silu)
         return out.reshape(x.shape[0], *x.shape[2:], x.shape[1]).movedim(-1, 1)
     x = F.group_norm(x if add is None else x + _as_positions(add, x), groups, weight, bias, eps)
     if scale_shift is not None:
