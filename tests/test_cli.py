@@ -18,6 +18,7 @@ import video_files as vf
 from click.testing import Result
 from projects import kedro_run, make_project, only_base, tree
 
+from pyoco_pipeline import cli
 from pyoco_pipeline.cli import split_params, user_message
 from pyoco_pipeline.data.clips import CaptionedClip, ClipStore, write_clips
 from pyoco_pipeline.data.embeddings import TextEmbeddings
@@ -119,6 +120,25 @@ def test_an_unknown_name_on_the_command_line_is_said(
     message = sentence(kedro_run(project, *options), caplog)
     assert [part for part in expected if part not in message] == [], message
     assert tree(project / "data") == {}
+
+
+@pytest.mark.parametrize("own", [None, "77"])
+def test_threads_wait_awake_for_a_moment_only_or_as_long_as_the_user_says(
+    project: Path, monkeypatch: pytest.MonkeyPatch, own: str | None
+) -> None:
+    """Beside a busy process they would else wait for their turn on a core that they keep from each other."""
+    monkeypatch.delenv("GOMP_SPINCOUNT", raising=False)
+    if own:
+        monkeypatch.setenv("GOMP_SPINCOUNT", own)
+    seen = []
+    monkeypatch.setattr(cli.kedro_run, "callback", lambda **_: seen.append(os.environ["GOMP_SPINCOUNT"]))
+    kedro_run(project)
+    assert seen == [own or "3000"]
+
+
+def test_the_command_line_imports_no_torch_so_that_torch_finds_what_it_sets() -> None:
+    code = "import sys, pyoco_pipeline.cli; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code]).returncode == 0
 
 
 def test_a_broken_configuration_file_is_named(project: Path, caplog: pytest.LogCaptureFixture) -> None:
