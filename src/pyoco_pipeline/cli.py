@@ -24,7 +24,7 @@ logger.addFilter(redact_traceback)
 
 _CONF = "conf/ can't be read"
 # How long a thread of torch waits awake for the others, in turns of a loop: docs/decisions/0011.
-_SPIN = {"GOMP_SPINCOUNT": "3000"}
+_SPIN_COUNT = "3000"
 # Kedro's own words for an unknown node, tag or namespace.
 _NO_SUCH_NODE = ("Pipeline does not contain", "Pipeline contains no nodes")
 
@@ -35,8 +35,7 @@ def cli() -> None:
 
 
 def _run(verbose: bool, **options: Any) -> Any:
-    for name, turns in _SPIN.items():
-        os.environ.setdefault(name, turns)  # read when torch is imported, which nodes do
+    os.environ.setdefault("GOMP_SPINCOUNT", _SPIN_COUNT)  # read when torch is imported, which nodes do
     try:
         return kedro_run.callback(**options)
     except Exception as error:

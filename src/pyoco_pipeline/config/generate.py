@@ -110,9 +110,8 @@ class LaterStageSettings(Settings):
     # Parts of a clip that the network sees at a time; None: all of it. Noise is drawn for the whole clip either way.
     tile: ClipShapeSettings | None = None
     overlap: OverlapSettings = OverlapSettings()  # of neighbouring tiles
-    tiles_at_once: Positive = (
-        1  # in one call of the network: more fill a GPU that small tiles don't, and take its memory
-    )
+    # In one call of the network: more fill a GPU that small tiles don't, and take its memory.
+    tiles_at_once: Positive = 1
 
 
 class VideoSettings(Settings):

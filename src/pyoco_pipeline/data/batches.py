@@ -16,9 +16,8 @@ from pyoco_pipeline.data.order import ShuffledOrder, Turns, mix_seed
 from pyoco_pipeline.data.reader import GroupReader, list_groups
 from pyoco_pipeline.data.views import ClipView
 
-Seen = Callable[
-    [int, np.ndarray], np.ndarray
-]  # number in the batch, clip (T, H, W, C) -> what is taken of it
+# Number in the batch, clip (T, H, W, C) -> what is taken of it.
+Seen = Callable[[int, np.ndarray], np.ndarray]
 Decode = Callable[[Tensor, torch.Generator], Tensor]  # stored (N, T, H, W, C) -> what is trained on
 
 

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 _PURPLE = "#cc79a7"
+_MARKERS = "os^DvPX<>ph*"
 _COLOURS = {"mixed": ORANGE, "progressive": GREEN, "empirical": _PURPLE, "iid": GREY}
 
 
@@ -196,11 +197,11 @@ def snr_curves(spectrum: Mapping[str, Any], *, dark: bool = False) -> bytes:
 
 
 def _markers(priors: Sequence[Mapping[str, Any]]) -> dict[str, str]:
-    """One per prior, that with its family's colour tells it from all others."""
+    """One per prior, that with its family's colour tells it from a dozen others."""
     families: dict[str, list[str]] = {}
     for row in priors:
         families.setdefault(row["family"], []).append(row["prior"])
-    return {prior: "os^Dv"[i % 5] for names in families.values() for i, prior in enumerate(names)}
+    return {p: _MARKERS[i % len(_MARKERS)] for names in families.values() for i, p in enumerate(names)}
 
 
 def _predictions(panel: Axes, priors: Sequence[Mapping[str, Any]], markers: Mapping[str, str]) -> None:
