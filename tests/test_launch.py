@@ -24,7 +24,7 @@ def fail_or_wait(part, num_parts, device, folder, how):
     if part < num_parts - 1:
         (folder / str(part)).write_text(str(os.getpid()))
         time.sleep(300)
-    while len(list(folder.iterdir())) < num_parts - 1:
+    while sum(path.stat().st_size > 0 for path in folder.iterdir()) < num_parts - 1:  # noted, not just begun
         time.sleep(0.01)
     how()
 
