@@ -244,7 +244,7 @@ def _speed_up(network: FrameByFrame, train: TrainSettings) -> None:
 
 
 def _check_images_train(model: VideoUNet, settings: StageSettings) -> None:
-    only_clips = ("temporal.", "conditioning.fps.")
+    only_clips = ("temporal.", "conditioning.fps.", "conditioning.frame_text.")
     if settings.train.image_share > 0 and not any(
         p.requires_grad and not name.startswith(only_clips) for name, p in model.named_parameters()
     ):
