@@ -1,0 +1,75 @@
+"""What benchmarks/motion_noise.py says of clips that go one way, and of clips that are the same backwards."""
+
+from __future__ import annotations
+
+import re
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from projects import REPOSITORY
+from scipy.stats import norm
+from tiny import make_store
+
+from pyoco_pipeline.noise import CovarianceNoise, IIDNoise, MixedNoise, ProgressiveNoise
+
+sys.path.insert(0, str(REPOSITORY / "benchmarks"))
+
+import motion_noise
+
+PRIORS = [IIDNoise(), MixedNoise(1.0), ProgressiveNoise(2.0), CovarianceNoise([1.0, 0.5, 0.2, 0.1, 0.0])]
+
+
+@pytest.fixture
+def clips() -> torch.Tensor:
+    return torch.rand(6, 3, 5, 4, 4, generator=torch.Generator().manual_seed(0)) * 2 - 1
+
+
+@pytest.mark.parametrize("prior", PRIORS, ids=lambda prior: prior.name)
+def test_the_best_observer_errs_at_that_level_as_often_as_said(prior, clips: torch.Tensor) -> None:
+    clip, back = clips[0], clips[0].flip(1)
+    sigma = motion_noise.told_apart_at(clips[:1], prior, 1.5).item()
+    noise = prior.sample((20_000, *clip.shape), generator=torch.Generator().manual_seed(1)).double()
+    precision = torch.linalg.inv(prior.covariance(5).double())
+
+    def distance(x: torch.Tensor, to: torch.Tensor) -> torch.Tensor:
+        d = (x - to).movedim(2, -1).flatten(1, -2)
+        return torch.einsum("npt,ts,nps->n", d, precision, d)
+
+    seen = clip + sigma * noise
+    errors = (distance(seen, back) < distance(seen, clip)).double().mean().item()
+
+    assert errors == pytest.approx(norm.sf(0.75), abs=0.012)  # four standard errors
+
+
+def test_independent_noise_hides_a_clip_at_its_distance_from_itself_backwards(clips: torch.Tensor) -> None:
+    distances = (clips - clips.flip(2)).flatten(1).norm(dim=1).double()
+
+    torch.testing.assert_close(motion_noise.told_apart_at(clips, IIDNoise(), 1.0), distances)
+    torch.testing.assert_close(motion_noise.told_apart_at(clips, IIDNoise(), 3.0), distances / 3)
+
+
+def test_a_clip_that_is_the_same_backwards_is_never_told_apart(clips: torch.Tensor) -> None:
+    both = clips + clips.flip(2)
+
+    assert motion_noise.told_apart_at(both, ProgressiveNoise(2.0), 1.0).abs().max() < 1e-5
+    assert motion_noise.share_between(0.0, 0.0, 0.0, 1.0) == 0
+
+
+def test_the_page_says_both_levels_and_what_is_trained_between(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    make_store(tmp_path / "03_primary/clips")
+    monkeypatch.setattr(sys, "argv", ["motion_noise.py", str(tmp_path), "--mean", "1.5", "--std", "2"])
+    motion_noise.main()
+    first, _, *rows = capsys.readouterr().out.splitlines()
+
+    assert first == "12 clips of (3, 4, 8, 8); ln sigma 1.5 ± 2"
+    assert [row.rsplit(maxsplit=3)[0].strip() for row in rows] == list(motion_noise.PRIORS)
+    for row in rows:
+        decided, opened, share = map(float, re.findall(r"([\d.]+)(?=\s|%|$)", row)[-3:])
+        assert opened == pytest.approx(3 * decided, abs=0.2)
+        law = norm(1.5, 2)
+        expected = law.cdf(torch.tensor(opened).log()) - law.cdf(torch.tensor(decided).log())
+        assert share == pytest.approx(100 * expected, abs=1.5)
