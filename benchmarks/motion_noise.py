@@ -6,7 +6,8 @@ of its guess is the normal tail beyond d'/2, .31 for d' = 1 and .07 for 3. Sampl
 decided about between those two levels. A model that is to be told the way by its caption has to be trained there:
 `sigma.mean` and `sigma.std` are a law of ln σ, and beside the levels stands the share of that law between them.
 
-Clips are taken in the pixels that the base stage trains on, and nothing is trained.
+Clips are taken as ingested, in pixels: what a stage's `clip` or `crop` makes of them, or an autoencoder, is not looked
+at, nor are the bounds `sigma.min` and `sigma.max`. Nothing is trained.
 """
 
 from __future__ import annotations
@@ -43,6 +44,7 @@ def main() -> None:
     arguments = parser.parse_args()
     store = ClipStore(arguments.data / "03_primary" / "clips")
     items = store.take("train", arguments.clips)
+    items = [item for item in items if item.clip.video.shape == items[0].clip.video.shape]
     clips = torch.stack([to_float(torch.from_numpy(item.clip.video.copy())[None])[0] for item in items])
     print(f"{len(clips)} clips of {tuple(clips.shape[1:])}; ln sigma {arguments.mean:g} ± {arguments.std:g}")
     print(_HEADER)

@@ -306,6 +306,20 @@ def test_relative_positions_reach_over_the_whole_clip_that_is_sampled(
         run(settings, tmp_path / "inflated", digits_store, digits_embeddings, tmp_path / "a")
 
 
+@pytest.mark.parametrize("options", [{"frame_text": True}, {"position": "sinusoidal"}], ids=str)
+def test_frames_that_are_known_by_their_number_are_not_cropped(
+    options, digits_store, digits_embeddings, tmp_path
+) -> None:
+    save_video_model(inflate(make_unet(), **options), tmp_path / "inflated")
+    arguments = (tmp_path / "inflated", digits_store, digits_embeddings)
+    (name, value), *_ = options.items()
+    with pytest.raises(
+        UserError, match=rf"crop\.frames=2 of the stage's 4 frames with inflate\.{name}={str(value).lower()}"
+    ):
+        run(stage(None, crop={"frames": 2}), *arguments, tmp_path / "a")
+    run(stage(None, crop={"frames": 4, "height": 4, "width": 4}), *arguments, tmp_path / "b")
+
+
 @CONDITIONS
 @pytest.mark.parametrize("image_share", [0.0, 1.0])
 def test_validation_shows_whole_clips_given_what_the_stage_is_given(

@@ -9,6 +9,7 @@ from tiny import TEXT_DIM, TOKENS, make_unet, perturb, text_condition
 from pyoco_pipeline.errors import UserError
 from pyoco_pipeline.models import inflate, load_video_model, save_video_model
 from pyoco_pipeline.models.conditioning import FrameText
+from pyoco_pipeline.models.io import check_video_model
 from pyoco_pipeline.models.trainable import choose_trainable
 
 TIMESTEP = torch.tensor([3.0, 700.0])
@@ -52,15 +53,76 @@ def test_an_image_has_no_number_to_speak_of(trained):
 
 
 @torch.no_grad()
-def test_equal_frames_differ_by_their_number_and_the_difference_by_the_caption(trained):
+def test_equal_frames_differ_by_their_number(trained):
     model, x, text = trained
-    x = x[:, :, :1].expand(-1, -1, 3, -1, -1)
-    said = model(x, TIMESTEP, **text).sample
-    other = model(x, TIMESTEP, **text_condition(2, seed=1)).sample
+    said = model(x[:, :, :1].expand(-1, -1, 3, -1, -1), TIMESTEP, **text).sample
 
-    moves, moves_otherwise = said.diff(dim=2), other.diff(dim=2)
-    assert moves.abs().amax(dim=(1, 3, 4)).min() > 1e-3
-    assert (moves - moves_otherwise).abs().amax(dim=(1, 3, 4)).min() > 1e-3
+    assert said.diff(dim=2).abs().amax(dim=(1, 3, 4)).min() > 1e-3
+
+
+@pytest.fixture
+def module():
+    torch.manual_seed(0)
+    module = FrameText(TEXT_DIM, 16)
+    with torch.no_grad():
+        perturb(module)
+    return module
+
+
+@torch.no_grad()
+def test_another_caption_says_something_else_of_every_frame(module):
+    first, second = (module(torch.randn(3, TOKENS, TEXT_DIM), None, 5) for _ in range(2))
+
+    assert (first - second).abs().amax(dim=2).min() > 1e-3
+
+
+@torch.no_grad()
+def test_every_frame_asks_for_other_tokens_of_a_caption(module):
+    heard = []
+    module.said.register_forward_hook(lambda _module, inputs, _output: heard.append(inputs[0]))
+    module(torch.randn(3, TOKENS, TEXT_DIM), None, 5)
+
+    assert heard[0].diff(dim=1).abs().amax(dim=2).min() > 1e-4
+
+
+@pytest.mark.parametrize("masked", [0, 1])
+@torch.no_grad()
+def test_the_network_does_not_hear_masked_tokens_of_either_clip(trained, masked):
+    model, x, text = trained
+    text["encoder_attention_mask"][masked, -1] = False
+    before = model(x, TIMESTEP, **text).sample
+    text["encoder_hidden_states"][masked, -1] *= -1
+
+    torch.testing.assert_close(model(x, TIMESTEP, **text).sample, before, atol=1e-5, rtol=0)
+
+
+@torch.no_grad()
+def test_a_mask_may_be_for_all_clips_and_a_caption_for_all_masks(trained):
+    model, _, text = trained
+    tokens, mask = text.values()
+    mask[:, -1] = False
+    one, both = mask[:1], mask[:1].expand(2, -1)
+    for first, second in (
+        ((tokens, one), (tokens, both)),
+        ((tokens[:1], both), (tokens[:1].expand(2, -1, -1), both)),
+    ):
+        results = [
+            model._say(dict(zip(text, given, strict=True)), 2, 3)  # diffusers itself takes one mask per image
+            for given in (first, second)
+        ]
+        torch.testing.assert_close(*results)
+    assert results[0].shape[0] == 6
+
+
+@torch.no_grad()
+def test_the_frame_rate_is_heard_beside_it():
+    torch.manual_seed(0)
+    model = inflate(make_unet(), frame_text=True, fps=True)
+    perturb(model.conditioning)
+    x, text = clips(make_unet(), 3), text_condition(2)
+    slow, fast = (model(x, TIMESTEP, fps=torch.full((2,), rate), **text).sample for rate in (8.0, 24.0))
+
+    assert (slow - fast).abs().max() > 1e-3
 
 
 @torch.no_grad()
@@ -89,10 +151,7 @@ def test_one_caption_may_be_for_all_clips(trained):
 
 
 @torch.no_grad()
-def test_tokens_that_are_masked_count_for_nothing_and_all_may_be():
-    torch.manual_seed(0)
-    module = FrameText(TEXT_DIM, 16)
-    perturb(module)
+def test_tokens_that_are_masked_count_for_nothing_and_all_may_be(module):
     tokens, mask = torch.randn(3, TOKENS, TEXT_DIM), torch.ones(3, TOKENS, dtype=torch.bool)
     mask[1, 2:] = False
     mask[2] = False
@@ -106,9 +165,7 @@ def test_tokens_that_are_masked_count_for_nothing_and_all_may_be():
 
 
 @torch.no_grad()
-def test_a_frame_hears_the_same_in_a_longer_clip():
-    module = FrameText(TEXT_DIM, 16)
-    perturb(module)
+def test_a_frame_hears_the_same_in_a_longer_clip(module):
     tokens = torch.randn(2, TOKENS, TEXT_DIM)
 
     torch.testing.assert_close(module(tokens, None, 9)[:, :4], module(tokens, None, 4))
@@ -131,11 +188,14 @@ def test_weights_that_lack_it_are_refused(tmp_path, trained):
 
     with pytest.raises(UserError, match=r"conditioning weights can't be loaded: .*frame_text\.out\.bias"):
         load_video_model(tmp_path)
+    path.unlink()
+    with pytest.raises(UserError, match=r"conditioning\.safetensors is missing: train the stage anew"):
+        check_video_model(tmp_path)
 
 
 @pytest.mark.parametrize("name", ["ddpm_cifar10", "kandinsky_2_2"])
 def test_a_model_that_reads_no_captions_is_refused(name):
-    with pytest.raises(UserError, match=r"inflate\.frame_text=true needs an image model that reads captions"):
+    with pytest.raises(UserError, match=r"inflate\.frame_text=true needs an image model that reads tokens"):
         inflate(make(name), frame_text=True)
 
 
@@ -149,6 +209,10 @@ def test_clips_without_a_caption_each_are_refused(trained):
         model(x, TIMESTEP)
     with pytest.raises(UserError, match=r"has shape \(6, 4, 8\), .* one caption per clip"):
         model(x, TIMESTEP, **per_frame)
+    with pytest.raises(
+        UserError, match=r"encoder_attention_mask has shape \(6, 4\), .* one caption per clip"
+    ):
+        model(x, TIMESTEP, **{**per_frame, "encoder_hidden_states": text["encoder_hidden_states"]})
 
 
 def test_it_is_trained_beside_the_temporal_modules(trained):

@@ -12,6 +12,7 @@ from projects import REPOSITORY
 from scipy.stats import norm
 from tiny import make_store
 
+from pyoco_pipeline.data.batches import to_float
 from pyoco_pipeline.noise import CovarianceNoise, IIDNoise, MixedNoise, ProgressiveNoise
 
 sys.path.insert(0, str(REPOSITORY / "benchmarks"))
@@ -60,15 +61,19 @@ def test_a_clip_that_is_the_same_backwards_is_never_told_apart(clips: torch.Tens
 def test_the_page_says_both_levels_and_what_is_trained_between(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    make_store(tmp_path / "03_primary/clips")
+    items = make_store(tmp_path / "03_primary/clips").take("train")
+    clips = torch.stack([to_float(torch.from_numpy(item.clip.video.copy())[None])[0] for item in items])
     monkeypatch.setattr(sys, "argv", ["motion_noise.py", str(tmp_path), "--mean", "1.5", "--std", "2"])
     motion_noise.main()
     first, _, *rows = capsys.readouterr().out.splitlines()
 
     assert first == "12 clips of (3, 4, 8, 8); ln sigma 1.5 ± 2"
     assert [row.rsplit(maxsplit=3)[0].strip() for row in rows] == list(motion_noise.PRIORS)
-    for row in rows:
+    for row, prior in zip(rows, motion_noise.PRIORS.values(), strict=True):
         decided, opened, share = map(float, re.findall(r"([\d.]+)(?=\s|%|$)", row)[-3:])
+        assert opened == pytest.approx(
+            motion_noise.told_apart_at(clips, prior, 1.0).median().item(), abs=0.06
+        )
         assert opened == pytest.approx(3 * decided, abs=0.2)
         law = norm(1.5, 2)
         expected = law.cdf(torch.tensor(opened).log()) - law.cdf(torch.tensor(decided).log())

@@ -40,8 +40,8 @@ class ScalarEmbedding(nn.Module):
 class FrameText(nn.Module):
     """What a caption says of each frame, as an addition to the frame's time embedding that is zero when new.
 
-    An image model's cross-attention sees the caption, but not which frame it looks at, and the temporal modules the
-    other way round. Here each frame's number attends to the caption's tokens.
+    An image model's cross-attention sees the caption, but not which frame it looks at, and the temporal modules do not
+    see the caption. Here each frame's number attends to the caption's tokens.
 
     text_width: of the tokens; width: of the time embedding.
     """
@@ -51,7 +51,7 @@ class FrameText(nn.Module):
         self.number = nn.Linear(_FEATURES, width)
         self.norm = nn.LayerNorm(text_width)
         self.to_q = nn.Linear(width, _HEADS * _HEAD_DIM)
-        self.to_kv = nn.Linear(text_width, 2 * _HEADS * _HEAD_DIM)
+        self.to_kv = nn.Linear(text_width, 2 * _HEADS * _HEAD_DIM, bias=False)
         self.said = nn.Linear(_HEADS * _HEAD_DIM, width)
         self.hidden = nn.Linear(width, width)
         self.out = nn.Linear(width, width)
@@ -59,13 +59,13 @@ class FrameText(nn.Module):
         nn.init.zeros_(self.out.bias)
 
     def forward(self, tokens: Tensor, mask: Tensor | None, num_frames: int) -> Tensor:
-        """(N, T, width) of tokens (N, L, text_width) and their mask (N, L), which is true or 1 on those that count."""
+        """(N, T, width) of tokens (N, L, text_width) and their mask (N, L) or (1, L), true or 1 on those that count."""
         dtype = self.out.weight.dtype
         number = self.number(frame_embedding(num_frames, _FEATURES, tokens.device).to(dtype))
         q = self.to_q(F.silu(number)).unflatten(-1, (_HEADS, _HEAD_DIM)).transpose(0, 1)
         kv = self.to_kv(self.norm(tokens.to(dtype))).unflatten(-1, (2, _HEADS, _HEAD_DIM))
         k, v = kv.permute(2, 0, 3, 1, 4)
-        # Not -inf, which would make NaN of a caption without tokens.
+        # Finite, as in diffusers' attention: where all tokens are masked, none is.
         bias = None if mask is None else (1 - mask[:, None, None].to(q.dtype)) * -1e4
         said = F.scaled_dot_product_attention(q.expand(len(tokens), -1, -1, -1), k, v, attn_mask=bias)
         said = self.said(said.transpose(1, 2).flatten(-2))

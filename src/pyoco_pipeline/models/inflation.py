@@ -187,13 +187,20 @@ class VideoUNet(FrameByFrame):
 
     def _say(self, cond: dict[str, Any], batch: int, frames: int) -> Tensor:
         """What the captions say of each frame, (B*T, width)."""
-        tokens, mask = cond.get("encoder_hidden_states"), cond.get("encoder_attention_mask")
-        if not isinstance(tokens, Tensor) or len(tokens) not in (1, batch):
-            shape = tuple(tokens.shape) if isinstance(tokens, Tensor) else None
-            raise UserError(
-                f"encoder_hidden_states has shape {shape}, and the network was inflated with inflate.frame_text=true: "
-                f"give it the tokens of one caption per clip, ({batch}, …)."
-            )
+        given = {name: cond.get(name) for name in ("encoder_hidden_states", "encoder_attention_mask")}
+        for name, value in given.items():
+            if value is None and name == "encoder_attention_mask":
+                continue
+            if not isinstance(value, Tensor) or len(value) not in (1, batch):
+                shape = tuple(value.shape) if isinstance(value, Tensor) else None
+                raise UserError(
+                    f"{name} has shape {shape}, and the network was inflated with inflate.frame_text=true: give it the "
+                    f"tokens of one caption per clip, ({batch}, …)."
+                )
+        tokens, mask = given.values()
+        assert tokens is not None
+        if mask is not None:
+            tokens = tokens.expand(max(len(tokens), len(mask)), -1, -1)
         said = self.conditioning["frame_text"](tokens, mask, frames)
         return said.expand(batch, -1, -1).flatten(0, 1)
 
@@ -259,8 +266,8 @@ def _text_width(image_model: ImageUNet) -> int:
     width = config.get("encoder_hid_dim") or config.get("cross_attention_dim")
     if not isinstance(width, int) or config.get("encoder_hid_dim_type") not in (None, "text_proj"):
         raise UserError(
-            f"inflate.frame_text=true needs an image model that reads captions, and this {type(image_model).__name__} "
-            "has no tokens of text alone: set it to false."
+            f"inflate.frame_text=true needs an image model that reads tokens of text, all of one width, and this "
+            f"{type(image_model).__name__} does not: set it to false."
         )
     return width
 

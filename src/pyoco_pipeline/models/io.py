@@ -2,7 +2,7 @@
 
 <folder>/unet/{config.json, diffusion_pytorch_model.safetensors}    the image UNet, loadable by diffusers
 <folder>/temporal.safetensors, temporal.json                       only for a video model: modules, options
-<folder>/conditioning.safetensors                                  only where numbers are embedded
+<folder>/conditioning.safetensors                                  only where something is added to the time embedding
 <folder>/lora.safetensors, lora.json                               only with low-rank additions, which unet/ is without
 <folder>/stage.json                                                what the weights were trained for
 """

@@ -107,7 +107,7 @@ def train_video_model(
     model, parametrisation = initial_video_model(
         settings, init, store, embeddings, shape[1:], condition, inflation
     )
-    _check_longest(model, shape[0], settings)
+    _check_positions(model, shape[0], settings)
     with torch.random.fork_rng():
         torch.manual_seed(settings.train.seed)
         choose_trainable(model, settings.trainable, LoraOptions(**settings.lora.model_dump()))
@@ -210,10 +210,22 @@ def _check_frames(frames: int, prior: NoisePrior, condition: Condition | None) -
             ) from error
 
 
-def _check_longest(model: VideoUNet, frames: int, settings: StageSettings) -> None:
+def _check_positions(model: VideoUNet, frames: int, settings: StageSettings) -> None:
     # Training may see parts of clips, of fewer frames; whole ones are sampled.
-    longest = model.options.max_frames
-    if longest and frames > longest and settings.train.image_share < 1:
+    if settings.train.image_share == 1:
+        return
+    options, longest = model.options, model.options.max_frames
+    cropped = settings.crop.frames if settings.crop else None
+    by_number = {
+        "frame_text=true": options.frame_text,
+        "position=sinusoidal": options.position == "sinusoidal",
+    }
+    for option in (name for name, is_set in by_number.items() if is_set and cropped and cropped < frames):
+        raise UserError(
+            f"crop.frames={cropped} of the stage's {frames} frames with inflate.{option}, which tells frames by their "
+            "number in the clip: leave crop.frames out, or inflate without it."
+        )
+    if longest and frames > longest:
         raise UserError(
             f"the stage makes clips of {frames} frames, the model's relative positions go up to inflate.max_frames="
             f"{longest}: raise it, or inflate with position=rotary."
