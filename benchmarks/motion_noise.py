@@ -4,7 +4,7 @@ A clip x and the same clip backwards are told apart in noise σε, ε of covaria
 observer with the sensitivity d' = |x - reversed x| / σ, in the norm of S⁻¹ over frames, summed over pixels: the error
 of its guess is the normal tail beyond d'/2, .31 for d' = 1 and .07 for 3. Sampling comes down in σ, so the way is
 decided about between those two levels. A model that is to be told the way by its caption has to be trained there:
-`sigma.mean` and `sigma.std` are a law of ln σ, and beside the levels stands the share of that law between them.
+`sigma.mean` and `sigma.std` are a law of ln σ, and beside the levels stands the share of such laws between them.
 
 Clips are taken as ingested, in pixels: what a stage's `clip` or `crop` makes of them, or an autoencoder, is not looked
 at, nor are the bounds `sigma.min` and `sigma.max`. Nothing is trained.
@@ -22,15 +22,10 @@ from torch import Tensor
 
 from pyoco_pipeline.data.batches import to_float
 from pyoco_pipeline.data.clips import ClipStore
-from pyoco_pipeline.noise import MixedNoise, NoisePrior, ProgressiveNoise, make_prior
+from pyoco_pipeline.noise import NoisePrior, make_prior
 
-PRIORS: dict[str, NoisePrior] = {
-    "iid": make_prior("iid"),
-    "mixed, 1": MixedNoise(1.0),
-    "progressive, 2": ProgressiveNoise(2.0),
-}
+PRIORS = ("iid", "mixed:1", "progressive:2")
 _DECIDED, _OPEN = 3.0, 1.0  # d'
-_HEADER = "           prior   d' = 3 at   d' = 1 at  share of the law between   (sigmas: medians)"
 
 
 def main() -> None:
@@ -39,20 +34,40 @@ def main() -> None:
     )
     parser.add_argument("data", type=Path, help="the data folder of the environment")
     parser.add_argument("--clips", type=int, default=256, help="training clips")
-    parser.add_argument("--mean", type=float, default=-1.2, help="of ln sigma in training")
-    parser.add_argument("--std", type=float, default=1.2)
+    parser.add_argument("--priors", nargs="+", default=PRIORS, help="as iid, mixed:1 or progressive:2")
+    parser.add_argument(
+        "--means", type=float, nargs="+", default=[-1.2, -0.4, 0.4, 1.2, 2.0], help="of ln sigma"
+    )
+    parser.add_argument("--std", type=float, default=1.2, help="of ln sigma")
     arguments = parser.parse_args()
+    try:
+        priors = {text: prior(text) for text in arguments.priors}
+    except ValueError as error:
+        parser.error(f"--priors: {error}")
     store = ClipStore(arguments.data / "03_primary" / "clips")
     items = store.take("train", arguments.clips)
     items = [item for item in items if item.clip.video.shape == items[0].clip.video.shape]
     clips = torch.stack([to_float(torch.from_numpy(item.clip.video.copy())[None])[0] for item in items])
-    print(f"{len(clips)} clips of {tuple(clips.shape[1:])}; ln sigma {arguments.mean:g} ± {arguments.std:g}")
-    print(_HEADER)
-    for name, prior in PRIORS.items():
-        open_at = told_apart_at(clips, prior, _OPEN).median().item()
+    print(
+        f"{len(clips)} clips of {tuple(clips.shape[1:])}: medians, and shares of ln sigma ± {arguments.std:g} around"
+    )
+    heads = ["d' = 3 at", "d' = 1 at", *(f"{mean:g}" for mean in arguments.means)]
+    print(f"{'prior':>16}" + "".join(f"{head:>11}" for head in heads))
+    for name, chosen in priors.items():
+        open_at = told_apart_at(clips, chosen, _OPEN).median().item()
         decided_at = open_at * _OPEN / _DECIDED
-        share = share_between(decided_at, open_at, arguments.mean, arguments.std)
-        print(f"{name:>16}{decided_at:>12.1f}{open_at:>12.1f}{share:>26.1%}")
+        shares = (share_between(decided_at, open_at, mean, arguments.std) for mean in arguments.means)
+        cells = [f"{decided_at:.1f}", f"{open_at:.1f}", *(f"{share:.1%}" for share in shares)]
+        print(f"{name:>16}" + "".join(f"{cell:>11}" for cell in cells), flush=True)
+
+
+def prior(text: str) -> NoisePrior:
+    """The prior that a text as `mixed:1` names; ValueError for another name or alpha, and where it hides no motion."""
+    name, _, alpha = text.partition(":")
+    named = make_prior(name, float(alpha) if alpha else None)
+    if alpha and math.isinf(float(alpha)):
+        raise ValueError(f"{text} has one noise for all frames, which hides no motion: give a finite alpha.")
+    return named
 
 
 def told_apart_at(clips: Tensor, prior: NoisePrior, sensitivity: float) -> Tensor:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import re
+import math
 import sys
 from pathlib import Path
 
@@ -63,18 +63,36 @@ def test_the_page_says_both_levels_and_what_is_trained_between(
 ) -> None:
     items = make_store(tmp_path / "03_primary/clips").take("train")
     clips = torch.stack([to_float(torch.from_numpy(item.clip.video.copy())[None])[0] for item in items])
-    monkeypatch.setattr(sys, "argv", ["motion_noise.py", str(tmp_path), "--mean", "1.5", "--std", "2"])
+    monkeypatch.setattr(sys, "argv", ["motion_noise.py", str(tmp_path), "--means", "0", "1.5", "--std", "2"])
     motion_noise.main()
-    first, _, *rows = capsys.readouterr().out.splitlines()
+    first, heads, *rows = capsys.readouterr().out.splitlines()
 
-    assert first == "12 clips of (3, 4, 8, 8); ln sigma 1.5 ± 2"
-    assert [row.rsplit(maxsplit=3)[0].strip() for row in rows] == list(motion_noise.PRIORS)
-    for row, prior in zip(rows, motion_noise.PRIORS.values(), strict=True):
-        decided, opened, share = map(float, re.findall(r"([\d.]+)(?=\s|%|$)", row)[-3:])
-        assert opened == pytest.approx(
-            motion_noise.told_apart_at(clips, prior, 1.0).median().item(), abs=0.06
-        )
-        assert opened == pytest.approx(3 * decided, abs=0.2)
-        law = norm(1.5, 2)
-        expected = law.cdf(torch.tensor(opened).log()) - law.cdf(torch.tensor(decided).log())
-        assert share == pytest.approx(100 * expected, abs=1.5)
+    assert first == "12 clips of (3, 4, 8, 8): medians, and shares of ln sigma ± 2 around"
+    assert heads.split()[-2:] == ["0", "1.5"]
+    assert [row.split()[0] for row in rows] == list(motion_noise.PRIORS)
+    for row in rows:
+        name, decided, opened, *shares = row.split()
+        median = motion_noise.told_apart_at(clips, motion_noise.prior(name), 1.0).median().item()
+        assert float(opened) == pytest.approx(median, abs=0.051)
+        assert float(decided) == pytest.approx(median / 3, abs=0.051)
+        for mean, share in zip((0, 1.5), shares, strict=True):
+            law = norm(mean, 2)
+            between = law.cdf(math.log(median)) - law.cdf(math.log(median / 3))
+            assert float(share.rstrip("%")) == pytest.approx(100 * between, abs=0.051)
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ("pink", "name is 'pink': expected one of iid, mixed, progressive, empirical"),
+        ("mixed:-1", "alpha is -1.0"),
+        ("mixed:inf", "mixed:inf has one noise for all frames, which hides no motion: give a finite alpha"),
+    ],
+)
+def test_a_prior_that_there_is_not_is_refused_in_one_sentence(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], given: str, message: str
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["motion_noise.py", "data", "--priors", given])
+    with pytest.raises(SystemExit):
+        motion_noise.main()
+    assert f"error: --priors: {message}" in capsys.readouterr().err
