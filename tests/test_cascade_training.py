@@ -306,15 +306,13 @@ def test_relative_positions_reach_over_the_whole_clip_that_is_sampled(
         run(settings, tmp_path / "inflated", digits_store, digits_embeddings, tmp_path / "a")
 
 
-@pytest.mark.parametrize("options", [{"frame_text": True}, {"position": "sinusoidal"}], ids=str)
 def test_frames_that_are_known_by_their_number_are_not_cropped(
-    options, digits_store, digits_embeddings, tmp_path
+    digits_store, digits_embeddings, tmp_path
 ) -> None:
-    save_video_model(inflate(make_unet(), **options), tmp_path / "inflated")
+    save_video_model(inflate(make_unet(), position="sinusoidal"), tmp_path / "inflated")
     arguments = (tmp_path / "inflated", digits_store, digits_embeddings)
-    (name, value), *_ = options.items()
     with pytest.raises(
-        UserError, match=rf"crop\.frames=2 of the stage's 4 frames with inflate\.{name}={str(value).lower()}"
+        UserError, match=r"crop\.frames=2 of the stage's 4 frames with inflate\.position=sinusoidal"
     ):
         run(stage(None, crop={"frames": 2}), *arguments, tmp_path / "a")
     run(stage(None, crop={"frames": 4, "height": 4, "width": 4}), *arguments, tmp_path / "b")

@@ -84,7 +84,6 @@ class InflateSettings(Settings):
     concat_channels: int = Field(0, ge=0)  # of clips that are concatenated to the noisy one
     noise_level: bool = False  # embed the level of noise augmentation
     fps: bool = False  # embed the frame rate
-    frame_text: bool = False  # embed what the caption says of each frame, by its number
     seed: Seed = 0
 
     @model_validator(mode="after")

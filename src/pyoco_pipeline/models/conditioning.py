@@ -1,5 +1,4 @@
-"""What a network sees besides noise and the text of each image: concatenated clips, noise level, frame rate, and what
-the text says of each frame.
+"""What a stage of the cascade sees besides noise and text: concatenated clips, noise level and frame rate.
 
 All of it starts at zero: a network that was just given it equals the one before.
 """
@@ -13,10 +12,8 @@ from torch import Tensor, nn
 
 from pyoco_pipeline.errors import UserError
 from pyoco_pipeline.models.frame_by_frame import ImageUNet
-from pyoco_pipeline.models.temporal import frame_embedding
 
 _FEATURES = 128  # sines and cosines of a scalar
-_HEADS, _HEAD_DIM = 4, 32
 
 
 class ScalarEmbedding(nn.Module):
@@ -37,41 +34,6 @@ class ScalarEmbedding(nn.Module):
         return self.out(F.silu(self.hidden(features.to(self.hidden.weight.dtype))))
 
 
-class FrameText(nn.Module):
-    """What a caption says of each frame, as an addition to the frame's time embedding that is zero when new.
-
-    An image model's cross-attention sees the caption, but not which frame it looks at, and the temporal modules do not
-    see the caption. Here each frame's number attends to the caption's tokens.
-
-    text_width: of the tokens; width: of the time embedding.
-    """
-
-    def __init__(self, text_width: int, width: int) -> None:
-        super().__init__()
-        self.number = nn.Linear(_FEATURES, width)
-        self.norm = nn.LayerNorm(text_width)
-        self.to_q = nn.Linear(width, _HEADS * _HEAD_DIM)
-        self.to_kv = nn.Linear(text_width, 2 * _HEADS * _HEAD_DIM, bias=False)
-        self.said = nn.Linear(_HEADS * _HEAD_DIM, width)
-        self.hidden = nn.Linear(width, width)
-        self.out = nn.Linear(width, width)
-        nn.init.zeros_(self.out.weight)
-        nn.init.zeros_(self.out.bias)
-
-    def forward(self, tokens: Tensor, mask: Tensor | None, num_frames: int) -> Tensor:
-        """(N, T, width) of tokens (N, L, text_width) and their mask (N, L) or (1, L), true or 1 on those that count."""
-        dtype = self.out.weight.dtype
-        number = self.number(frame_embedding(num_frames, _FEATURES, tokens.device).to(dtype))
-        q = self.to_q(F.silu(number)).unflatten(-1, (_HEADS, _HEAD_DIM)).transpose(0, 1)
-        kv = self.to_kv(self.norm(tokens.to(dtype))).unflatten(-1, (2, _HEADS, _HEAD_DIM))
-        k, v = kv.permute(2, 0, 3, 1, 4)
-        # Finite, as in diffusers' attention: where all tokens are masked, none is.
-        bias = None if mask is None else (1 - mask[:, None, None].to(q.dtype)) * -1e4
-        said = F.scaled_dot_product_attention(q.expand(len(tokens), -1, -1, -1), k, v, attn_mask=bias)
-        said = self.said(said.transpose(1, 2).flatten(-2))
-        return self.out(F.silu(self.hidden(F.silu(number + said))))
-
-
 # How each scalar is spread over the range that sines resolve.
 SCALARS = {
     "noise_level": lambda level: (
@@ -79,7 +41,6 @@ SCALARS = {
     ),  # of the noise augmentation (Imagen Video, sec. 2.5), in [0, 1]
     "fps": lambda fps: 250 * torch.log(fps),  # frames per second, 1 to 55 as 0 to 1000
 }
-ADDED_TO_TIME = (*SCALARS, "frame_text")  # options, and modules, of what is added to the time embedding
 
 
 def widen_conv_in(image_model: ImageUNet, channels: int) -> None:

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from pyoco_pipeline.errors import UserError
-from pyoco_pipeline.models.conditioning import SCALARS, FrameText, ScalarEmbedding, widen_conv_in
+from pyoco_pipeline.models.conditioning import SCALARS, ScalarEmbedding, widen_conv_in
 from pyoco_pipeline.models.frame_by_frame import (
     RESIDUAL_BLOCKS,
     FrameByFrame,
@@ -67,10 +67,8 @@ class VideoUNet(FrameByFrame):
         width = image_model.time_embedding.linear_2.out_features
         names = [name for name in SCALARS if getattr(options, name)]
         self.conditioning = nn.ModuleDict({name: ScalarEmbedding(width) for name in names})
-        if options.frame_text:
-            self.conditioning["frame_text"] = FrameText(_text_width(image_model), width)
         self.embedded: Tensor | None = None  # (B*T, width), of the call under way
-        if self.conditioning:
+        if names:
             image_model.time_embedding.register_forward_hook(self._add_embedded)
 
     def _temporal_module(self, path: str, block: nn.Module) -> nn.Module | None:
@@ -142,11 +140,7 @@ class VideoUNet(FrameByFrame):
                 f"{self.options.max_frames}: cut the clip, or inflate with position=rotary."
             )
         x = self._with_concat(x, concat)
-        embedded = self._embed({"noise_level": noise_level, "fps": fps}, batch, frames)
-        if self.options.frame_text and frames > 1:
-            said = self._say(cond, batch, frames)
-            embedded = said if embedded is None else embedded + said
-        self.embedded = embedded
+        self.embedded = self._embed({"noise_level": noise_level, "fps": fps}, batch, frames)
         self.num_frames = frames
         try:
             return super().forward(x, timestep, **cond)
@@ -184,25 +178,6 @@ class VideoUNet(FrameByFrame):
             embedded = self.conditioning[name](images.expand(batch * frames))
             total = embedded if total is None else total + embedded
         return total
-
-    def _say(self, cond: dict[str, Any], batch: int, frames: int) -> Tensor:
-        """What the captions say of each frame, (B*T, width)."""
-        given = {name: cond.get(name) for name in ("encoder_hidden_states", "encoder_attention_mask")}
-        for name, value in given.items():
-            if value is None and name == "encoder_attention_mask":
-                continue
-            if not isinstance(value, Tensor) or len(value) not in (1, batch):
-                shape = tuple(value.shape) if isinstance(value, Tensor) else None
-                raise UserError(
-                    f"{name} has shape {shape}, and the network was inflated with inflate.frame_text=true: give it the "
-                    f"tokens of one caption per clip, ({batch}, …)."
-                )
-        tokens, mask = given.values()
-        assert tokens is not None
-        if mask is not None:
-            tokens = tokens.expand(max(len(tokens), len(mask)), -1, -1)
-        said = self.conditioning["frame_text"](tokens, mask, frames)
-        return said.expand(batch, -1, -1).flatten(0, 1)
 
 
 def inflate(image_model: ImageUNet, **options: Any) -> VideoUNet:
@@ -259,17 +234,6 @@ def _level(image_model: ImageUNet, path: str) -> int:
     if side == "mid_block":
         return last
     return int(index) if side == "down_blocks" else last - int(index)
-
-
-def _text_width(image_model: ImageUNet) -> int:
-    config = image_model.config
-    width = config.get("encoder_hid_dim") or config.get("cross_attention_dim")
-    if not isinstance(width, int) or config.get("encoder_hid_dim_type") not in (None, "text_proj"):
-        raise UserError(
-            f"inflate.frame_text=true needs an image model that reads tokens of text, all of one width, and this "
-            f"{type(image_model).__name__} does not: set it to false."
-        )
-    return width
 
 
 def _width(block: Any) -> int:

@@ -21,7 +21,6 @@ class InflationOptions:
     concat_channels: how many channels the clips have that are concatenated to the noisy one, beyond those that the
         image model takes; for a model of blocks of p × p pixels, p² times as many.
     noise_level, fps: whether these numbers are embedded and added to the time embedding.
-    frame_text: whether what the caption says of a frame, by the frame's number, is added to its time embedding.
     """
 
     convolution: bool = True
@@ -34,7 +33,6 @@ class InflationOptions:
     concat_channels: int = 0
     noise_level: bool = False
     fps: bool = False
-    frame_text: bool = False
 
     def __post_init__(self) -> None:
         if isinstance(self.attention_levels, list):  # as JSON and YAML give it

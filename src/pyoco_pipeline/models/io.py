@@ -2,7 +2,7 @@
 
 <folder>/unet/{config.json, diffusion_pytorch_model.safetensors}    the image UNet, loadable by diffusers
 <folder>/temporal.safetensors, temporal.json                       only for a video model: modules, options
-<folder>/conditioning.safetensors                                  only where something is added to the time embedding
+<folder>/conditioning.safetensors                                  only where numbers are embedded
 <folder>/lora.safetensors, lora.json                               only with low-rank additions, which unet/ is without
 <folder>/stage.json                                                what the weights were trained for
 """
@@ -23,7 +23,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from pyoco_pipeline.errors import UserError, in_one_line
-from pyoco_pipeline.models.conditioning import ADDED_TO_TIME, widen_conv_in
+from pyoco_pipeline.models.conditioning import SCALARS, widen_conv_in
 from pyoco_pipeline.models.frame_by_frame import ImageUNet
 from pyoco_pipeline.models.inflation import VideoUNet, options_dict
 from pyoco_pipeline.models.inflation_options import InflationOptions
@@ -180,7 +180,7 @@ def load_video_model(folder: str | Path, *, concat_channels: int = 0, noise_leve
     model = VideoUNet(image_model, options)
     _load_weights(folder / "temporal.safetensors", model.temporal, "temporal")
     extra = folder / "conditioning.safetensors"
-    known = nn.ModuleDict({name: model.conditioning[name] for name in ADDED_TO_TIME if getattr(saved, name)})
+    known = nn.ModuleDict({name: model.conditioning[name] for name in SCALARS if getattr(saved, name)})
     if known or extra.exists():
         _load_weights(extra, known, "conditioning")
     if (folder / "lora.json").exists():
@@ -202,7 +202,7 @@ def check_video_model(folder: str | Path) -> None:
     saved = _read_options(options, InflationOptions)
     weights = sorted(unet.glob("*.safetensors")) or [unet / "diffusion_pytorch_model.safetensors"]
     weights.append(folder / "temporal.safetensors")
-    weights += [folder / "conditioning.safetensors"] * any(getattr(saved, name) for name in ADDED_TO_TIME)
+    weights += [folder / "conditioning.safetensors"] * any(getattr(saved, name) for name in SCALARS)
     weights += [folder / "lora.safetensors"] * (folder / "lora.json").is_file()
     for path in weights:
         if not path.is_file():

@@ -214,16 +214,12 @@ def _check_positions(model: VideoUNet, frames: int, settings: StageSettings) -> 
     # Training may see parts of clips, of fewer frames; whole ones are sampled.
     if settings.train.image_share == 1:
         return
-    options, longest = model.options, model.options.max_frames
+    longest = model.options.max_frames
     cropped = settings.crop.frames if settings.crop else None
-    by_number = {
-        "frame_text=true": options.frame_text,
-        "position=sinusoidal": options.position == "sinusoidal",
-    }
-    for option in (name for name, is_set in by_number.items() if is_set and cropped and cropped < frames):
+    if model.options.position == "sinusoidal" and cropped and cropped < frames:
         raise UserError(
-            f"crop.frames={cropped} of the stage's {frames} frames with inflate.{option}, which tells frames by their "
-            "number in the clip: leave crop.frames out, or inflate without it."
+            f"crop.frames={cropped} of the stage's {frames} frames with inflate.position=sinusoidal, which knows frames by "
+            "their number in the clip: leave crop.frames out, or inflate with position=rotary."
         )
     if longest and frames > longest:
         raise UserError(
@@ -256,7 +252,7 @@ def _speed_up(network: FrameByFrame, train: TrainSettings) -> None:
 
 
 def _check_images_train(model: VideoUNet, settings: StageSettings) -> None:
-    only_clips = ("temporal.", "conditioning.fps.", "conditioning.frame_text.")
+    only_clips = ("temporal.", "conditioning.fps.")
     if settings.train.image_share > 0 and not any(
         p.requires_grad and not name.startswith(only_clips) for name, p in model.named_parameters()
     ):
