@@ -218,8 +218,8 @@ def _check_positions(model: VideoUNet, frames: int, settings: StageSettings) -> 
     cropped = settings.crop.frames if settings.crop else None
     if model.options.position == "sinusoidal" and cropped and cropped < frames:
         raise UserError(
-            f"crop.frames={cropped} of the stage's {frames} frames with inflate.position=sinusoidal, which knows frames "
-            "by their number in the clip: leave crop.frames out, or inflate with position=rotary."
+            f"crop.frames={cropped} of the stage's {frames} frames with inflate.position=sinusoidal: frames are known "
+            "by their number in the clip. Leave crop.frames out, or inflate with position=rotary."
         )
     if longest and frames > longest:
         raise UserError(
