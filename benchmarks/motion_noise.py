@@ -64,6 +64,8 @@ def main() -> None:
 def prior(text: str) -> NoisePrior:
     """The prior that a text as `mixed:1` names; ValueError for another name or alpha, and where it hides no motion."""
     name, _, alpha = text.partition(":")
+    if name == "iid" and alpha:
+        raise ValueError(f"{text}: iid has no alpha.")
     named = make_prior(name, float(alpha) if alpha else None)
     if alpha and math.isinf(float(alpha)):
         raise ValueError(f"{text} has one noise for all frames, which hides no motion: give a finite alpha.")

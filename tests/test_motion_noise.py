@@ -86,6 +86,7 @@ def test_the_page_says_both_levels_and_what_is_trained_between(
     [
         ("pink", "name is 'pink': expected one of iid, mixed, progressive, empirical"),
         ("mixed:-1", "alpha is -1.0"),
+        ("iid:2", "iid:2: iid has no alpha"),
         ("mixed:inf", "mixed:inf has one noise for all frames, which hides no motion: give a finite alpha"),
     ],
 )
