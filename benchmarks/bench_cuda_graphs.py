@@ -72,7 +72,7 @@ def make_network(case: Case, compiled: bool) -> torch.nn.Module:
     image = build_image_unet(size=case.size, text_dim=TEXT_DIM, seed=0, **case.unet.model_dump())
     network = inflate(image)
     if compiled:
-        network.compile_blocks()
+        network.compile_layers()
     return network
 
 

@@ -100,7 +100,7 @@ def main() -> None:
     network.to(memory_format=torch.channels_last)
     eager, clip = row("this project, eager", network)
     if large:
-        network.compile_blocks()
+        network.compile_layers()
         fast, clip = row("this project, compiled", network)
     else:
         fast = eager

@@ -91,7 +91,7 @@ class Step:
         if case.recompute:
             self.network.checkpoint_gradients()
         if compiled:
-            self.network.compile_blocks()
+            self.network.compile_layers()
         self.model: nn.Module = self.network
         if parallel == "fsdp":
             assert group is not None

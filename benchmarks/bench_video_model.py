@@ -35,7 +35,7 @@ from pyoco_pipeline.training.objective import Draws, Objective
 from pyoco_pipeline.training.settings import SigmaSettings
 
 _TOGETHER = 5  # steps that are timed at once
-WAYS = ("eager", "graphs", "compiled")  # in this order, for blocks stay compiled
+WAYS = ("eager", "graphs", "compiled", "compiled+graphs")  # in this order, for layers stay compiled
 
 
 @dataclass(frozen=True)
@@ -169,10 +169,10 @@ class Step:
         """Take the next steps in one of WAYS."""
         self.captured = None
         gc.collect()  # a graph keeps its memory until then
-        if way == "graphs":
+        if way.startswith("compiled"):
+            self.network.compile_layers()
+        if way.endswith("graphs"):
             self.captured = CapturedLoss(self.objective, self.network, self.autocast)
-        if way == "compiled":
-            self.network.compile_blocks()
 
     def draw(self) -> tuple[Batch, Draws]:
         case, device = self.case, self.device
@@ -284,7 +284,12 @@ def measure(
 
 def ways_of(case: Case, ways: Collection[str]) -> list[str]:
     """Those of `ways` that the case is measured in."""
-    possible = {"eager": True, "graphs": not case.peer, "compiled": case.compiled}
+    possible = {
+        "eager": True,
+        "graphs": not case.peer,
+        "compiled": case.compiled,
+        "compiled+graphs": case.compiled and not case.peer,
+    }
     return [way for way in WAYS if way in ways and possible[way]]
 
 

@@ -1,4 +1,4 @@
-"""Twins of diffusers' modules: the same results, state and layout; and blocks that are compiled one by one."""
+"""Twins of diffusers' modules: the same results, state and layout; and layers that are compiled one by one."""
 
 from __future__ import annotations
 
@@ -15,8 +15,9 @@ from diffusers.models.upsampling import Upsample2D
 from peft import LoraConfig, inject_adapter_in_model
 from tiny import make_unet
 from torch import Tensor, nn
+from torch._dynamo.testing import CompileCounterWithBackend
 
-from pyoco_pipeline.models import inflate
+from pyoco_pipeline.models import frame_by_frame, inflate
 from pyoco_pipeline.models.fast import FastGEGLU, FastLayerNorm, GroupNormSiLU, use_twins
 
 WIDTH, EMBEDDING = 16, 8
@@ -256,17 +257,24 @@ def test_statistics_are_float32_of_bfloat16_activations() -> None:
     assert (norm.bfloat16()(x).float() - exact).abs().max() < 0.02 * exact.abs().max()
 
 
-def test_compiled_blocks_train_as_uncompiled_ones(monkeypatch: pytest.MonkeyPatch) -> None:
-    compile_module = nn.Module.compile
-
-    def with_a_quick_backend(self: nn.Module, **options: Any) -> None:
-        compile_module(self, backend="aot_eager", **options)
-
-    monkeypatch.setattr(nn.Module, "compile", with_a_quick_backend)
+@pytest.mark.parametrize("recomputed", [False, True])
+def test_compiled_layers_train_as_uncompiled_ones_also_in_a_copy(
+    monkeypatch: pytest.MonkeyPatch, recomputed: bool
+) -> None:
+    torch._dynamo.reset()
+    graphs = CompileCounterWithBackend("aot_eager")
+    compiled_forward = torch.compile(frame_by_frame._forward, dynamic=False, backend=graphs)
+    monkeypatch.setattr(frame_by_frame, "_compiled", lambda: compiled_forward)
     torch.manual_seed(0)
     plain = inflate(make_unet())
-    compiled = copy.deepcopy(plain)
-    compiled.compile_blocks()
+    first = copy.deepcopy(plain)
+    if recomputed:
+        first.checkpoint_gradients()
+    first.compile_layers()
+    compiled = copy.deepcopy(first)
+    with torch.no_grad():
+        for parameter in first.parameters():
+            parameter.fill_(torch.nan)  # the copy's layers are its own
     x, sigma = torch.randn(2, 3, 4, 16, 16), torch.ones(2)
     text = torch.randn(2, 5, plain.image_model.config.cross_attention_dim)
 
@@ -280,4 +288,5 @@ def test_compiled_blocks_train_as_uncompiled_ones(monkeypatch: pytest.MonkeyPatc
             out.square().mean().backward()
         for ours, theirs in zip(plain.parameters(), compiled.parameters(), strict=True):
             torch.testing.assert_close(ours.grad, theirs.grad)
-    assert compiled.image_model.mid_block._compiled_call_impl is not None
+        if frames == 4:
+            assert 0 < graphs.frame_count < len(compiled.layers())  # layers of one shape share a graph

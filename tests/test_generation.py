@@ -11,13 +11,14 @@ from tiny import (
     stage_info,
     train_settings,
 )
+from torch._dynamo.testing import CompileCounterWithBackend
 from transformers import T5Config, T5EncoderModel
 
 from pyoco_pipeline.config import GenerateSettings, PretrainImageSettings, StageSettings
 from pyoco_pipeline.data.batches import mix_seed
 from pyoco_pipeline.errors import UserError
 from pyoco_pipeline.generation import generate_clips, sampling_prior
-from pyoco_pipeline.models import inflate, save_video_model
+from pyoco_pipeline.models import frame_by_frame, inflate, save_video_model
 from pyoco_pipeline.models.text import EMBEDDED, TextEncoder, text_encoder_folder
 from pyoco_pipeline.noise import IIDNoise, MixedNoise, ProgressiveNoise
 from pyoco_pipeline.pipelines.samples import SampleSheet
@@ -194,19 +195,15 @@ def test_bfloat16_changes_clips_by_its_rounding_only(model, embeddings):
 
 
 def test_compiled_sampling_gives_the_same_clips(model, embeddings, monkeypatch):
-    compiled = []
-
-    def with_a_quick_backend(block, **options):
-        compiled.append(block)
-        compile_module(block, backend="aot_eager", **options)
-
-    compile_module = torch.nn.Module.compile
-    monkeypatch.setattr(torch.nn.Module, "compile", with_a_quick_backend)
+    torch._dynamo.reset()
+    graphs = CompileCounterWithBackend("aot_eager")
+    compiled_forward = torch.compile(frame_by_frame._forward, dynamic=False, backend=graphs)
+    monkeypatch.setattr(frame_by_frame, "_compiled", lambda: compiled_forward)
     expected = generate(model, embeddings)
 
-    assert not compiled
+    assert graphs.frame_count == 0
     assert (generate(model, embeddings, compile=True).int() - expected.int()).abs().max() <= 1
-    assert compiled
+    assert graphs.frame_count > 0
 
 
 def test_a_model_of_blocks_of_pixels_is_trained_inflated_and_sampled(tmp_path):

@@ -205,7 +205,7 @@ def load_denoiser(folder: Path, device: torch.device, settings: GenerateSettings
     if device.type == "cuda":
         network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     if settings and settings.compile:
-        network.compile_blocks()
+        network.compile_layers()
     info = load_stage_info(folder)
     denoise: Denoise = read_parametrisation(folder).denoiser(network, info.sigma_data)
     if settings and settings.cuda_graphs:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from functools import partial
+from functools import lru_cache, partial
 from typing import Any, TypeAlias
 
 import torch
@@ -40,7 +40,7 @@ class FrameByFrame(nn.Module):
         super().__init__()
         use_twins(image_model)
         self.image_model = image_model
-        self.recomputes = False
+        self.recomputes = self.compiled = False
 
     @property
     def dtype(self) -> torch.dtype:
@@ -81,32 +81,53 @@ class FrameByFrame(nn.Module):
     def _is_hinted(self) -> bool:
         return self.image_model.config.get("addition_embed_type") == "image_hint"
 
-    def compile_blocks(self) -> None:
-        """Compile each block of the UNet by itself: in less time than the whole, and about as fast."""
-        # Blocks of one class share torch's count, and each is compiled for images, clips, training and sampling.
+    def compile_layers(self) -> None:
+        """Compile each residual and attention block, and what follows them, by itself: those of one shape only once."""
         limits = torch._dynamo.config
-        limits.recompile_limit = max(limits.recompile_limit, 64)
-        model = self.image_model
-        for block in (*model.down_blocks, model.mid_block, *model.up_blocks):
-            if block is not None:
-                block.compile(dynamic=False)
+        # They are variants of one function, each for images, clips, training and sampling.
+        limits.recompile_limit = max(limits.recompile_limit, 512)
+        limits.accumulated_recompile_limit = max(limits.accumulated_recompile_limit, 512)
+        self.compiled = True
+        self._set_forwards()
+
+    def layers(self) -> list[nn.Module]:
+        """What is compiled by itself, and of which blocks of the image model may be computed again."""
+        return [block for _, block in spatial_blocks(self.image_model)]
+
+    def _set_forwards(self) -> None:
+        call = _forward_compiled if self.compiled else _forward
+        recomputed = [block for _, block in spatial_blocks(self.image_model)] if self.recomputes else []
+        for layer in self.layers():
+            # Partial functions, not closures, so that a deep copy's are its own.
+            again = any(layer is block for block in recomputed)
+            layer.forward = partial(_recomputed, call, layer) if again else partial(call, layer)
 
     def checkpoint_gradients(self) -> None:
         """Keep only what goes into each residual and attention block, and compute the rest again in the backward pass.
 
         Diffusers' own checkpointing leaves out bare attention blocks, the middle block and skip blocks.
         """
-        if not self.recomputes:
-            for _, block in spatial_blocks(self.image_model):
-                block.forward = partial(_recomputed, block)
         self.recomputes = True
+        self._set_forwards()
 
 
-def _recomputed(block: nn.Module, *args: Any, **kwargs: Any) -> Any:
-    forward = partial(type(block).forward, block)
+def _forward(module: nn.Module, *args: Any, **kwargs: Any) -> Any:
+    return type(module).forward(module, *args, **kwargs)
+
+
+@lru_cache(maxsize=1)
+def _compiled() -> Any:
+    return torch.compile(_forward, dynamic=False)
+
+
+def _forward_compiled(module: nn.Module, *args: Any, **kwargs: Any) -> Any:
+    return _compiled()(module, *args, **kwargs)
+
+
+def _recomputed(forward: Any, block: nn.Module, *args: Any, **kwargs: Any) -> Any:
     if not torch.is_grad_enabled():
-        return forward(*args, **kwargs)
-    return checkpoint(forward, *args, use_reentrant=False, **kwargs)
+        return forward(block, *args, **kwargs)
+    return checkpoint(forward, block, *args, use_reentrant=False, **kwargs)
 
 
 def per_frame(name: str, value: Any, batch: int, frames: int) -> Any:

@@ -86,6 +86,9 @@ class VideoUNet(FrameByFrame):
             return RelativeTemporalAttention(channels, head_dim, options.max_frames)
         return TemporalAttention(channels, head_dim, absolute=options.position == "sinusoidal")
 
+    def layers(self) -> list[nn.Module]:
+        return [*super().layers(), *self.temporal.values()]
+
     def _check_levels(self) -> None:
         wanted = self.options.attention_levels
         blocks = [(p, b) for p, b in spatial_blocks(self.image_model) if not isinstance(b, RESIDUAL_BLOCKS)]

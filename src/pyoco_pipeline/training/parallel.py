@@ -15,7 +15,6 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 from torch.distributed.device_mesh import init_device_mesh
 
-from pyoco_pipeline.models.frame_by_frame import FrameByFrame
 from pyoco_pipeline.training.ema import EMA
 from pyoco_pipeline.training.settings import TrainSettings
 from pyoco_pipeline.training.sharding import shard, whole
@@ -110,8 +109,6 @@ class Shards:
             bf16=accelerator.mixed_precision == "bf16",
             channels_last=settings.channels_last,
         )
-        if settings.compile and isinstance(self.network, FrameByFrame):
-            self.network.compile_blocks()  # a copy has lost that
 
     def start(self) -> None:
         pass

@@ -248,7 +248,7 @@ def _speed_up(network: FrameByFrame, train: TrainSettings) -> None:
     if train.gradient_checkpointing:
         network.checkpoint_gradients()
     if train.compile:
-        network.compile_blocks()
+        network.compile_layers()
 
 
 def _check_images_train(model: VideoUNet, settings: StageSettings) -> None:
