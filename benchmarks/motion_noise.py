@@ -8,24 +8,32 @@ decided about between those two levels. A model that is to be told the way by it
 
 Clips are taken as ingested, in pixels: what a stage's `clip` or `crop` makes of them, or an autoencoder, is not looked
 at, nor are the bounds `sigma.min` and `sigma.max`. Nothing is trained.
+
+With `--study`, a study of these clips that `kedro run --pipelines ablate_alpha` has made: do those priors score best
+after equal training of which most lies between the two levels? Per P_mean, Spearman's rank correlation over the priors.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import math
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from statistics import NormalDist
+from statistics import NormalDist, fmean
+from typing import Any
 
 import torch
+from scipy.stats import spearmanr
 from torch import Tensor
 
 from pyoco_pipeline.data.batches import to_float
 from pyoco_pipeline.data.clips import ClipStore
-from pyoco_pipeline.noise import NoisePrior, make_prior
+from pyoco_pipeline.noise import NoisePrior, make_prior, prior_from_config
 
 PRIORS = ("iid", "mixed:1", "progressive:2")
 _DECIDED, _OPEN = 3.0, 1.0  # d'
+_DIRECTION = "caption_accuracy_direction"
 
 
 def main() -> None:
@@ -39,6 +47,7 @@ def main() -> None:
         "--means", type=float, nargs="+", default=[-1.2, -0.4, 0.4, 1.2, 2.0], help="of ln sigma"
     )
     parser.add_argument("--std", type=float, default=1.2, help="of ln sigma")
+    parser.add_argument("--study", action="store_true", help="compare with the study of alpha in this folder")
     arguments = parser.parse_args()
     try:
         priors = {text: prior(text) for text in arguments.priors}
@@ -48,6 +57,13 @@ def main() -> None:
     items = store.take("train", arguments.clips)
     items = [item for item in items if item.clip.video.shape == items[0].clip.video.shape]
     clips = torch.stack([to_float(torch.from_numpy(item.clip.video.copy())[None])[0] for item in items])
+    if arguments.study:
+        path = arguments.data / "08_reporting" / "alpha_study.json"
+        if not path.is_file():
+            parser.error(f"--study: {path} is not there: run `kedro run --pipelines ablate_alpha` first.")
+        study = json.loads(path.read_text(encoding="utf-8"))
+        print("\n".join(compare_with(study, clips)))
+        return
     print(
         f"{len(clips)} clips of {tuple(clips.shape[1:])}: medians, and shares of ln sigma ± {arguments.std:g} around"
     )
@@ -59,6 +75,48 @@ def main() -> None:
         shares = (share_between(decided_at, open_at, mean, arguments.std) for mean in arguments.means)
         cells = [f"{decided_at:.1f}", f"{open_at:.1f}", *(f"{share:.1%}" for share in shares)]
         print(f"{name:>16}" + "".join(f"{cell:>11}" for cell in cells), flush=True)
+
+
+def compare_with(study: Mapping[str, Any], clips: Tensor) -> list[str]:
+    """Lines: per law of sigma, how the share of training between the levels orders the priors of a study."""
+    metrics = [_DIRECTION, study["metric"]]
+    cells = [
+        cell
+        for cell in study["cells"]
+        if cell["init"] == "finetune" and cell["num_clips"] is None and cell["alpha"] != "inf"
+    ]
+    step = max(cell["step"] for cell in cells)
+    scores = {
+        (cell["sigma_mean"], cell["sigma_std"], cell["prior"], cell["seed"]): found["values"]
+        for cell in cells
+        for found in cell["evaluations"]
+        if found["step"] == step
+    }
+    opened = {
+        cell["prior"]: told_apart_at(clips, prior_from_config(cell["noise"]), _OPEN).median().item()
+        for cell in {cell["prior"]: cell for cell in cells}.values()
+    }
+    lines = [
+        f"step {step}: rank correlation of scores with the share of training between d' = 3 and 1; by seed"
+    ]
+    for mean, std in sorted({key[:2] for key in scores}):
+        seeds = sorted({seed for *law, _, seed in scores if law == [mean, std]})
+        names = [name for name in opened if all((mean, std, name, seed) in scores for seed in seeds)]
+        shares = [share_between(opened[name] * _OPEN / _DECIDED, opened[name], mean, std) for name in names]
+        for metric in metrics:
+            rows = [[scores[mean, std, name, seed].get(metric) for name in names] for seed in seeds]
+            if len(names) < 3 or any(value is None for row in rows for value in row):
+                continue
+            together = [fmean(column) for column in zip(*rows, strict=True)]
+            by_seed = ", ".join(f"{rank_correlation(shares, row):.2f}" for row in rows)
+            law = f"ln sigma {mean:g} ± {std:g}, {len(names)} priors"
+            lines.append(f"{law}: {metric} {rank_correlation(shares, together):.2f} ({by_seed})")
+    return lines
+
+
+def rank_correlation(a: Sequence[float], b: Sequence[float]) -> float:
+    """Spearman's."""
+    return float(spearmanr(a, b)[0])
 
 
 def prior(text: str) -> NoisePrior:

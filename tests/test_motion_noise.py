@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -13,7 +15,7 @@ from scipy.stats import norm
 from tiny import make_store
 
 from pyoco_pipeline.data.batches import to_float
-from pyoco_pipeline.noise import CovarianceNoise, IIDNoise, MixedNoise, ProgressiveNoise
+from pyoco_pipeline.noise import CovarianceNoise, IIDNoise, MixedNoise, NoisePrior, ProgressiveNoise
 
 sys.path.insert(0, str(REPOSITORY / "benchmarks"))
 
@@ -97,3 +99,60 @@ def test_a_prior_that_there_is_not_is_refused_in_one_sentence(
     with pytest.raises(SystemExit):
         motion_noise.main()
     assert f"error: --priors: {message}" in capsys.readouterr().err
+
+
+def study_of(clips: torch.Tensor, priors: list[NoisePrior], seeds: int = 2) -> dict[str, Any]:
+    """A study in which the clips that went the right way are as many as was trained between the levels."""
+    cells = []
+    for prior in priors:
+        opened = motion_noise.told_apart_at(clips, prior, 1.0).median().item()
+        for mean, seed in itertools.product((0.0, 1.0), range(seeds)):
+            right = motion_noise.share_between(opened / 3, opened, mean, 1.2)
+            values = {"caption_accuracy_direction": right, "fvd_digits3d": 100 - right + seed}
+            cells.append(
+                {
+                    "init": "finetune", "num_clips": None, "alpha": getattr(prior, "alpha", None), "step": 20,
+                    "prior": str(prior.config()), "noise": prior.config(), "sigma_mean": mean, "sigma_std": 1.2,
+                    "seed": seed, "evaluations": [{"step": 0, "values": {}}, {"step": 20, "values": values}],
+                }
+            )  # fmt: skip
+    return {"metric": "fvd_digits3d", "cells": cells}
+
+
+def test_a_study_that_trained_the_way_as_said_is_ordered_so(clips: torch.Tensor) -> None:
+    priors = [IIDNoise(), MixedNoise(1.0), MixedNoise(5.0), ProgressiveNoise(2.0), ProgressiveNoise(10.0)]
+
+    first, *lines = motion_noise.compare_with(study_of(clips, priors), clips)
+
+    assert first.startswith("step 20:")
+    assert [line.split(": ")[1] for line in lines] == [
+        "caption_accuracy_direction 1.00 (1.00, 1.00)",
+        "fvd_digits3d -1.00 (-1.00, -1.00)",
+    ] * 2
+    assert lines[0].startswith("ln sigma 0 ± 1.2, 5 priors")
+
+
+def test_of_a_study_only_priors_are_compared_that_have_all_seeds(clips: torch.Tensor) -> None:
+    priors = [IIDNoise(), MixedNoise(1.0), MixedNoise(5.0), ProgressiveNoise(2.0)]
+    study = study_of(clips, priors)
+    study["cells"] = [c for c in study["cells"] if (c["noise"]["name"], c["seed"]) != ("iid", 1)]
+
+    _, *lines = motion_noise.compare_with(study, clips)
+
+    assert all("3 priors" in line for line in lines)
+    study["cells"] = [c for c in study["cells"] if c["noise"]["name"] == "mixed"]
+    assert len(motion_noise.compare_with(study, clips)) == 1  # two priors have no order
+
+
+def test_a_study_that_is_not_there_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    make_store(tmp_path / "03_primary/clips")
+    monkeypatch.setattr(sys, "argv", ["motion_noise.py", str(tmp_path), "--study"])
+
+    with pytest.raises(SystemExit):
+        motion_noise.main()
+
+    assert (
+        "alpha_study.json is not there: run `kedro run --pipelines ablate_alpha`" in capsys.readouterr().err
+    )
