@@ -79,6 +79,7 @@ def test_a_study_from_parameters_to_flat_runs_numbers_and_page(
     assert (row["family"], row["alpha"], row["step"]) == ("progressive", 2.0, 2)
     assert {p.stem for p in (reporting / "alpha_study_figures").iterdir()} == {
         "alpha",
+        "motion",
         "solver",
         "steps",
         "spectrum",
@@ -207,6 +208,17 @@ def test_p_mean_is_found_where_several_were_tried_and_predicted_for_every_prior(
     assert not any(row["prior"].startswith("scratch") for row in spectrum["priors"])
 
 
+def test_the_page_says_how_training_where_motion_is_decided_orders_the_priors() -> None:
+    found = analyse(study(), DIGITS, CLIPS)
+    laws = {law["sigma_mean"]: law for law in found["motion"]["laws"]}
+    assert "mixed α=inf" not in {row["prior"] for row in found["motion"]["priors"]}  # it hides no motion
+    (seen,) = laws[-1.2]["correlations"]
+    page = render_page(found, DIGITS, {}, [])
+    assert 'id="motion"' in page
+    assert f"<td class=num>{seen['spearman']:.4g}</td>" in page
+    assert laws[0.4]["correlations"] == []  # two priors have no order
+
+
 @pytest.mark.parametrize(("accuracy", "says"), [(0.97, False), (0.6, True)])
 def test_the_page_says_where_the_image_model_is_too_weak(accuracy: float, says: bool) -> None:
     made = study()
@@ -248,7 +260,7 @@ def test_the_page_needs_nothing_but_itself_and_escapes_what_it_is_given() -> Non
     assert "script" not in tags.names
     assert tags.text.count(evil) >= 3  # the caption, the cell's name and its error, as text
     assert re.findall(r'(?:src|srcset)="(?!data:)', page) == []
-    assert page.count("data:image/png") == 2 * 3  # light and dark
+    assert page.count("data:image/png") == 2 * 4  # light and dark
     assert "data:image/webp" in page
 
 

@@ -11,6 +11,7 @@ import numpy as np
 from pyoco_pipeline.noise import prior_from_config
 from pyoco_pipeline.study.finalists import judge_head_start, plain, portion_rows, portions, solver_rows
 from pyoco_pipeline.study.hypotheses import LAWS, Hypothesis, conclusion, judge
+from pyoco_pipeline.study.motion import motion
 from pyoco_pipeline.study.settings import AblateAlphaSettings
 from pyoco_pipeline.study.spectrum import DataSpectrum, match_to_iid, noise_levels
 from pyoco_pipeline.study.statistics import holm
@@ -54,6 +55,7 @@ def analyse(
         "hypotheses": _hypotheses([*judge(table), *judge_head_start(parts)]),
         "best": best_of_families(table),
         "spectrum": spectrum(table, settings, clips),
+        "motion": motion(table, clips),
         "image_model": image_model(cells, settings),
         "solver_steps": solver_rows(cells, settings),
         "fewer_clips": portion_rows(parts),

@@ -196,6 +196,37 @@ def snr_curves(spectrum: Mapping[str, Any], *, dark: bool = False) -> bytes:
         return as_png(figure)
 
 
+def motion_scatter(table: StudyTable, motion: Mapping[str, Any], metric: str, *, dark: bool = False) -> bytes:
+    """Scores against the share of training where the way of a clip is decided: a panel per law of σ."""
+    laws = [law for law in motion["laws"] if law["step"] is not None]
+    markers = _markers(motion["priors"])
+    with new_figure((9.2, 3.6), dark) as figure:
+        panels = figure.subplots(1, max(len(laws), 1), sharey="row", squeeze=False)[0]
+        for panel, law in zip(panels, laws, strict=False):
+            for row in table.choose(lambda r: r.init == "finetune"):
+                score = table.mean(row, law["step"], metric)
+                at_law = (row.sigma_mean, row.sigma_std) == (law["sigma_mean"], law["sigma_std"])
+                if not at_law or row.prior not in law["share"] or score is None:
+                    continue
+                panel.plot(
+                    100 * law["share"][row.prior],
+                    score.mean,
+                    markers[row.prior],
+                    color=colour_of(row.family),
+                    label=row.prior,
+                )
+            panel.set_title(f"ln σ = {law['sigma_mean']:g} ± {law['sigma_std']:g}", loc="left")
+            panel.set_xlabel("% of training")
+            log_scale(panel)
+        panels[0].set_ylabel(metric)
+        handles = dict(zip(*reversed(panels[0].get_legend_handles_labels()), strict=True))
+        if handles:
+            figure.legend(
+                handles.values(), handles, fontsize=7.5, frameon=False, loc="outside lower center", ncols=6
+            )
+        return as_png(figure)
+
+
 def _markers(priors: Sequence[Mapping[str, Any]]) -> dict[str, str]:
     """One per prior, that with its family's colour tells it from a dozen others."""
     families: dict[str, list[str]] = {}

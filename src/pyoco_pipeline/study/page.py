@@ -59,6 +59,8 @@ def draw_figures(found: Mapping[str, Any], settings: AblateAlphaSettings) -> dic
     if parts := portions(found["cells"], settings):
         points = portion_points(parts, found["num_clips"])
         drawn["clips"] = partial(figures_finalists.portion_curves, points, parts, floor)
+    if any(law["step"] is not None for law in found["motion"]["laws"]):
+        drawn["motion"] = partial(figures.motion_scatter, study, found["motion"], metrics[0])
     drawn["alpha"] = partial(figures.alpha_curves, study, metrics, real)
     drawn["steps"] = partial(figures.step_curves, study, rows, metrics[0], floor)
     return drawn
@@ -83,6 +85,7 @@ def render_page(
             solver_section(found, drawn),
             portions_section(found, drawn),
             _spectrum(found, drawn),
+            _motion(found, drawn),
             _cells(found),
             _made(found, settings),
         )
@@ -213,6 +216,58 @@ def _spectrum(found: Mapping[str, Any], drawn: Mapping[str, Any]) -> str:
         f"({spectrum['iid_mean']:g}, {how}). The mismatch is what no P_mean removes."
     )
     return section("spectrum", "Why: noise per temporal frequency", body, lead)
+
+
+def _motion(found: Mapping[str, Any], drawn: Mapping[str, Any]) -> str:
+    motion = found["motion"]
+    laws = motion["laws"]
+    rows = [
+        [
+            text(prior["prior"]),
+            number(prior["decided_at"]),
+            number(prior["open_at"]),
+            *(
+                f"{law['share'][prior['prior']]:.1%}" if prior["prior"] in law["share"] else "–"
+                for law in laws
+            ),
+        ]
+        for prior in motion["priors"]
+    ]
+    head = (
+        "prior",
+        "σ at d' = 3",
+        "σ at d' = 1",
+        *(f"share at P_mean {law['sigma_mean']:g}" for law in laws),
+    )
+    body = (
+        figure(drawn["motion"], "Scores against training where motion is decided", 980)
+        if "motion" in drawn
+        else ""
+    )
+    body += table(head, rows, numeric=range(1, len(head)))
+    seen = [_order(law, correlation) for law in laws for correlation in law["correlations"]]
+    if seen:
+        head = ("P_mean", "P_std", "step", "priors", "score", "rank correlation", "by seed")
+        body += table(head, seen, numeric=(0, 1, 2, 3, 5))
+    else:
+        body += "<p>Too few priors were scored at one sigma law to say how that orders them.</p>"
+    lead = (
+        "Which way a clip goes is decided between the noise levels at which the best observer tells it from itself "
+        "backwards with d' = 3 and with d' = 1. Shares: of what a prior is trained on, how much lies between. Rank "
+        "correlations, Spearman's, are of shares and scores over the priors; near ±1, training there decides."
+    )
+    return section("motion", "Why: where motion is decided", body, lead)
+
+
+def _order(law: Mapping[str, Any], correlation: Mapping[str, Any]) -> list[str]:
+    by_seed = ", ".join(number(value) for value in correlation["by_seed"])
+    numbers = (law["sigma_mean"], law["sigma_std"], law["step"], len(law["share"]))
+    return [
+        *map(number, numbers),
+        text(correlation["metric"]),
+        number(correlation["spearman"]),
+        text(by_seed),
+    ]
 
 
 def _prediction(correlation: Mapping[str, Any]) -> str:
