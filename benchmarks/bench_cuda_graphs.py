@@ -145,7 +145,7 @@ def main() -> None:
     )
     parser.add_argument("--steps", type=int, default=100)
     parser.add_argument("--cases", type=int, nargs="*", help="which, from 0; all")
-    parser.add_argument("--compile", action="store_true", help="with graphs, compile the blocks too")
+    parser.add_argument("--compile", action="store_true", help="with graphs, compile the layers too")
     args = parser.parse_args()
     has_gpu = torch.cuda.is_available()
     device = torch.device("cuda" if has_gpu else "cpu")

@@ -49,7 +49,7 @@ def main() -> None:
     heads = ["d' = 3 at", "d' = 1 at", *(f"{mean:g}" for mean in arguments.means)]
     print(f"{'prior':>16}" + "".join(f"{head:>11}" for head in heads))
     for name, chosen in priors.items():
-        covariance = chosen.covariance(clips.shape[1]).double().numpy()
+        covariance = chosen.covariance(clips.shape[1]).numpy()
         open_at = float(np.median(told_apart_at(clips, covariance)))
         decided_at = open_at * OPEN / DECIDED
         shares = (share_between(decided_at, open_at, mean, arguments.std) for mean in arguments.means)

@@ -10,14 +10,20 @@ from typing import Any
 import pytest
 import torch
 from pydantic import ValidationError
-from tiny import make_video_unet, stage_info, train_settings
+from tiny import TEXT_DIM, make_unet, make_video_unet, stage_info, train_settings
 
 from pyoco_pipeline import generation
 from pyoco_pipeline.config import GenerateSettings, StageSettings
-from pyoco_pipeline.diffusion import Discrete, ExpertDenoiser
+from pyoco_pipeline.diffusion import Discrete, EDMDenoiser, ExpertDenoiser
 from pyoco_pipeline.errors import UserError
-from pyoco_pipeline.generation import generate_clips, open_denoiser
-from pyoco_pipeline.models import load_stage_info, save_video_model
+from pyoco_pipeline.generation import generate_clips, load_denoiser, open_denoiser
+from pyoco_pipeline.models import (
+    FrameByFrame,
+    load_image_model,
+    load_stage_info,
+    save_image_model,
+    save_video_model,
+)
 from pyoco_pipeline.noise import IIDNoise
 from pyoco_pipeline.training.settings import SigmaSettings
 from pyoco_pipeline.training.stages import keep_model, train_video_model
@@ -148,3 +154,61 @@ def test_a_range_of_sigma_is_not_empty(settings: dict[str, float]) -> None:
 def test_a_range_of_sigma_is_in_a_runs_identity_only_where_there_is_one() -> None:
     assert SigmaSettings().identity() == {"mean": -1.2, "std": 1.2}
     assert SigmaSettings(min=0.5).identity() == {"mean": -1.2, "std": 1.2, "min": 0.5}
+
+
+@pytest.fixture
+def with_image(experts: Path, tmp_path: Path) -> Path:
+    """The stage `shared`, and an image model `image` of other weights, trained on i.i.d. noise."""
+    shared = load_stage_info(experts / "shared")
+    info = replace(shared, stage="image", noise={"name": "iid", "alpha": None})
+    save_image_model(make_unet(seed=7), tmp_path / "image", info)
+    (tmp_path / "shared").symlink_to(experts / "shared")
+    return tmp_path
+
+
+def test_below_its_sigma_an_image_model_denoises_every_frame_by_itself(with_image: Path) -> None:
+    asked = ask(with_image, ("image", 0, 0.4), ("", 0.4, math.inf))
+    denoise = open_denoiser(with_image / "shared", asked, CPU)
+    stage = load_denoiser(with_image / "shared", CPU)
+    image = EDMDenoiser(FrameByFrame(load_image_model(with_image / "image")).eval())
+    draw = torch.Generator().manual_seed(0)
+    x, text = torch.randn(2, 3, 4, 8, 8, generator=draw), torch.randn(2, 5, TEXT_DIM, generator=draw)
+    high, low = torch.tensor([0.4, 2.0]), torch.tensor([0.1, 0.3])
+
+    with torch.inference_mode():
+        expected = stage(x, high, encoder_hidden_states=text)
+        frames = [image(x[:, :, t : t + 1], low, encoder_hidden_states=text) for t in range(4)]
+
+        torch.testing.assert_close(denoise(x, high, encoder_hidden_states=text), expected)
+        torch.testing.assert_close(
+            denoise(x, low, encoder_hidden_states=text), torch.cat(frames, dim=2), atol=1e-5, rtol=1e-5
+        )
+
+
+def test_an_image_model_takes_no_heed_of_a_clips_frame_rate(with_image: Path) -> None:
+    image = load_denoiser(with_image / "image", CPU)
+    x, sigma, text = torch.randn(1, 3, 2, 8, 8), torch.ones(1), torch.randn(1, 5, TEXT_DIM)
+
+    with torch.inference_mode():
+        known = image(x, sigma, encoder_hidden_states=text, fps=torch.full((1,), 8.0))
+
+        assert torch.equal(known, image(x, sigma, encoder_hidden_states=text))
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"shape": (1, 16, 16)}, r"experts\[0\] is .*image with shape=\(16, 16\), the stage .* has \(8, 8\)"),
+        ({"text_encoder_sha256": "0" * 64}, r"experts\[0\] is .*image with text_encoder_sha256=0000"),
+        ({"sigma_range": (0.0, 0.2)}, r"experts\[0\] asks .*image for sigma 0 to 0\.4, .* on sigma 0 to 0\.2"),
+    ],
+)  # fmt: skip
+def test_an_image_model_that_does_not_fit_the_stage_is_refused(
+    with_image: Path, changes: dict[str, Any], message: str
+) -> None:
+    info = replace(load_stage_info(with_image / "image"), **changes)
+    save_image_model(make_unet(seed=7), with_image / "image", info)
+    asked = ask(with_image, ("image", 0, 0.4), ("", 0.4, math.inf))
+
+    with pytest.raises(UserError, match=message):
+        open_denoiser(with_image / "shared", asked, CPU)

@@ -288,5 +288,8 @@ def test_compiled_layers_train_as_uncompiled_ones_also_in_a_copy(
             out.square().mean().backward()
         for ours, theirs in zip(plain.parameters(), compiled.parameters(), strict=True):
             torch.testing.assert_close(ours.grad, theirs.grad)
+        captured = graphs.frame_count
+        compiled(x[:, :, :frames], sigma, encoder_hidden_states=text)
+        assert graphs.frame_count == captured  # what is compiled is used again
         if frames == 4:
-            assert 0 < graphs.frame_count < len(compiled.layers())  # layers of one shape share a graph
+            assert 0 < captured < len(compiled.layers())  # layers of one shape share a graph

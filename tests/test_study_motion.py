@@ -17,6 +17,7 @@ from pyoco_pipeline.noise import (
     MixedNoise,
     NoisePrior,
     ProgressiveNoise,
+    prior_from_config,
 )
 from pyoco_pipeline.study.motion import motion, share_between, told_apart_at
 from pyoco_pipeline.study.table import StudyTable
@@ -66,7 +67,7 @@ def test_a_clip_that_is_the_same_backwards_is_never_told_apart(clips: np.ndarray
 
 
 def test_noise_that_repeats_a_frame_hides_no_motion(clips: np.ndarray) -> None:
-    with pytest.raises(ValueError, match="hides no motion"):
+    with pytest.raises(ValueError, match="the covariance is singular"):
         told_apart_at(clips, covariance(MixedNoise(math.inf)))
 
 
@@ -111,8 +112,8 @@ def test_priors_that_score_as_they_were_trained_there_are_in_that_order(clips: n
         assert law["step"] == 20
         direction, distance = law["correlations"]
         assert (direction["metric"], distance["metric"]) == (DIRECTION, METRIC)
-        assert direction["spearman"] == pytest.approx(1)
-        assert distance["by_seed"] == pytest.approx([-1, -1])
+        assert direction["share"] == pytest.approx(1)
+        assert distance["share_by_seed"] == pytest.approx({"0": -1, "1": -1})
     for row, prior in zip(found["priors"], FIVE, strict=True):
         opened = np.median(told_apart_at(clips, covariance(prior)))
         assert (row["decided_at"], row["open_at"]) == pytest.approx((opened / 3, opened))
@@ -125,15 +126,15 @@ def test_what_scores_against_that_order_is_said_so(clips: np.ndarray) -> None:
 
     (law, _) = motion(StudyTable(cells, METRIC), clips)["laws"]
 
-    assert law["correlations"][1]["spearman"] == pytest.approx(1)
+    assert law["correlations"][1]["share"] == pytest.approx(1)
 
 
-def test_repeated_frames_are_left_out_and_two_priors_have_no_order(clips: np.ndarray) -> None:
-    cells = study_of(clips, [IIDNoise(), MixedNoise(1.0), MixedNoise(math.inf)])
+def test_repeated_frames_are_left_out_and_four_priors_are_too_few(clips: np.ndarray) -> None:
+    cells = study_of(clips, [*FIVE[:4], MixedNoise(math.inf)])
 
     found = motion(StudyTable(cells, METRIC), clips)
 
-    assert len(found["priors"]) == 2
+    assert len(found["priors"]) == 4
     assert all(law["correlations"] == [] for law in found["laws"])
 
 
@@ -141,7 +142,7 @@ def test_only_seeds_are_compared_that_all_priors_have(clips: np.ndarray) -> None
     cells = [c for c in study_of(clips, FIVE) if (c["kind"], c["seed"]) != ("iid", 1)]
 
     for law in motion(StudyTable(cells, METRIC), clips)["laws"]:
-        assert all(correlation["seeds"] == [0] for correlation in law["correlations"])
+        assert all(correlation["share_by_seed"].keys() == {"0"} for correlation in law["correlations"])
 
 
 def test_equal_scores_have_no_order(clips: np.ndarray) -> None:
@@ -151,4 +152,17 @@ def test_equal_scores_have_no_order(clips: np.ndarray) -> None:
 
     for law in motion(StudyTable(cells, METRIC), clips)["laws"]:
         (only,) = law["correlations"]
-        assert only["spearman"] is None
+        assert only["share"] is None
+        assert only["neighbours"] is None
+
+
+def test_the_strength_of_correlation_is_compared_as_a_rival(clips: np.ndarray) -> None:
+    cells = study_of(clips, FIVE)
+    for cell in cells:
+        neighbours = covariance(prior_from_config(cell["noise"]))[0, 1]
+        cell["evaluations"][-1]["values"][METRIC] = float(neighbours) + cell["seed"]
+
+    for law in motion(StudyTable(cells, METRIC), clips)["laws"]:
+        distance = law["correlations"][1]
+        assert distance["neighbours"] == pytest.approx(1)
+        assert abs(distance["share"]) < 1

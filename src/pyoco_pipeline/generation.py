@@ -20,7 +20,7 @@ from pyoco_pipeline.data.embeddings import Conditioning, TextEmbeddings
 from pyoco_pipeline.data.order import mix_seed
 from pyoco_pipeline.diffusion import Denoise, Expert, ExpertDenoiser, TiledDenoiser
 from pyoco_pipeline.errors import UserError
-from pyoco_pipeline.models import StageInfo, load_stage_info, load_video_model
+from pyoco_pipeline.models import FrameByFrame, StageInfo, load_image_model, load_stage_info, load_video_model
 from pyoco_pipeline.models.autoencoder import Autoencoder, check_autoencoder
 from pyoco_pipeline.models.cuda_graphs import CapturedDenoiser
 from pyoco_pipeline.models.io import read_json
@@ -200,13 +200,14 @@ def open_denoiser(model: Path, settings: GenerateSettings, device: torch.device)
 
 
 def load_denoiser(folder: Path, device: torch.device, settings: GenerateSettings | None = None) -> Denoise:
-    """The denoiser of the stage in `folder`; of one that was trained on images alone, of every frame as an image."""
-    network = load_video_model(folder).eval().to(device)
+    """The denoiser of the stage in `folder`; of an image model, or one trained on images alone, frame by frame."""
+    info = load_stage_info(folder)
+    network = FrameByFrame(load_image_model(folder)) if info.is_image_model else load_video_model(folder)
+    network.eval().to(device)
     if device.type == "cuda":
         network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     if settings and settings.compile:
         network.compile_layers()
-    info = load_stage_info(folder)
     denoise: Denoise = read_parametrisation(folder).denoiser(network, info.sigma_data)
     if settings and settings.cuda_graphs:
         denoise = CapturedDenoiser(denoise, "generate.cuda_graphs")
@@ -215,8 +216,13 @@ def load_denoiser(folder: Path, device: torch.device, settings: GenerateSettings
 
 def _check_expert(key: str, folder: Path, asked: ExpertSettings, stage: StageInfo) -> None:
     info = load_stage_info(folder)
-    for name in ("noise", "shape", "text_encoder_sha256", "autoencoder_sha256", "condition"):
+    alike = ["shape", "text_encoder_sha256", "autoencoder_sha256", "condition"]
+    if not info.is_image_model:  # of a frame every prior's noise is the same
+        alike.insert(0, "noise")
+    for name in alike:
         ours, theirs = getattr(info, name), getattr(stage, name)
+        if name == "shape" and info.is_image_model:
+            ours, theirs = ours[1:], theirs[1:]  # it takes any number of frames
         if ours != theirs:
             raise UserError(
                 f"{key} is {folder} with {name}={ours}, the stage of finetune_video has {theirs}: experts of one "

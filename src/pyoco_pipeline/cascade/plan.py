@@ -23,7 +23,7 @@ from pyoco_pipeline.data.clips import ClipStore
 from pyoco_pipeline.errors import UserError
 from pyoco_pipeline.generation import base_windows, sampling_prior
 from pyoco_pipeline.models import StageInfo, load_stage_info
-from pyoco_pipeline.models.io import check_video_model
+from pyoco_pipeline.models.io import check_image_model, check_video_model
 from pyoco_pipeline.noise import prior_from_config
 
 
@@ -62,7 +62,8 @@ def plan_cascade(
         check_sampler(name, models[name], info, settings, store)
     for expert in settings.experts:
         if expert.model:
-            check_video_model(expert.model)
+            of_images = load_stage_info(expert.model).is_image_model
+            (check_image_model if of_images else check_video_model)(expert.model)
     for before, name in pairwise(names):
         check_fits(before, infos[before], name, infos[name], settings)
     check_clips(begin, infos, settings)

@@ -34,6 +34,8 @@ class FrameByFrame(nn.Module):
 
     Where the UNet takes p² times a clip's channels, blocks of p × p pixels are its positions (space-to-depth): the same
     model of pixels, since the rearrangement leaves noise and loss as they are, at a p²-th of the positions.
+
+    recomputes, compiled: whether `checkpoint_gradients` and `compile_layers` were called.
     """
 
     def __init__(self, image_model: ImageUNet) -> None:
@@ -47,9 +49,10 @@ class FrameByFrame(nn.Module):
         """Of the weights."""
         return self.image_model.dtype
 
-    def forward(self, x: Tensor, timestep: Tensor, **cond: Any) -> Any:
+    def forward(self, x: Tensor, timestep: Tensor, *, fps: Tensor | None = None, **cond: Any) -> Any:
         """x: (B, C, T, H, W); timestep: (B,); cond: the image model's keyword arguments, see `per_frame`.
 
+        fps: (B,), not used, since an image has none.
         Returns an object whose `.sample` is (B, C, T, H, W); with return_dict=False, as in diffusers, a tuple of it.
         """
         batch, _, frames = x.shape[:3]
@@ -82,24 +85,31 @@ class FrameByFrame(nn.Module):
         return self.image_model.config.get("addition_embed_type") == "image_hint"
 
     def compile_layers(self) -> None:
-        """Compile each residual and attention block, and what follows them, by itself: those of one shape only once."""
+        """Compile each of `layers` by itself, those of one class and shape only once.
+
+        They are variants of one function, each for images, clips, training and sampling, of all networks of a process
+        together; torch's limit on variants is raised to 512 for that.
+        """
         limits = torch._dynamo.config
-        # They are variants of one function, each for images, clips, training and sampling.
         limits.recompile_limit = max(limits.recompile_limit, 512)
         limits.accumulated_recompile_limit = max(limits.accumulated_recompile_limit, 512)
         self.compiled = True
         self._set_forwards()
 
     def layers(self) -> list[nn.Module]:
-        """What is compiled by itself, and of which blocks of the image model may be computed again."""
+        """The modules that are compiled one by one: residual and attention blocks."""
+        return self._spatial()
+
+    def _spatial(self) -> list[nn.Module]:
         return [block for _, block in spatial_blocks(self.image_model)]
 
     def _set_forwards(self) -> None:
+        """Give every layer the forward that is asked for, in place of any that was set on it."""
         call = _forward_compiled if self.compiled else _forward
-        recomputed = [block for _, block in spatial_blocks(self.image_model)] if self.recomputes else []
+        recomputed = {id(block) for block in self._spatial()} if self.recomputes else set()
         for layer in self.layers():
             # Partial functions, not closures, so that a deep copy's are its own.
-            again = any(layer is block for block in recomputed)
+            again = id(layer) in recomputed
             layer.forward = partial(_recomputed, call, layer) if again else partial(call, layer)
 
     def checkpoint_gradients(self) -> None:

@@ -87,6 +87,7 @@ class VideoUNet(FrameByFrame):
         return TemporalAttention(channels, head_dim, absolute=options.position == "sinusoidal")
 
     def layers(self) -> list[nn.Module]:
+        """As `FrameByFrame.layers`, and the temporal modules."""
         return [*super().layers(), *self.temporal.values()]
 
     def _check_levels(self) -> None:

@@ -12,6 +12,7 @@ from __future__ import annotations
 import hashlib
 import inspect
 import json
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, TypeVar
@@ -67,6 +68,11 @@ class StageInfo:
     fps: float | None = None
     frame_by_frame: bool = False
     clips: str | None = None
+
+    @property
+    def is_image_model(self) -> bool:
+        """Whether it is of an image model, and not of a stage of the cascade."""
+        return self.stage == "image"
 
 
 def sha256_of(path: Path) -> str:
@@ -200,11 +206,23 @@ def check_video_model(folder: str | Path) -> None:
     if not options.is_file():
         raise UserError(f"{folder} holds no video model: temporal.json is missing. Train the stage anew.")
     saved = _read_options(options, InflationOptions)
-    weights = sorted(unet.glob("*.safetensors")) or [unet / "diffusion_pytorch_model.safetensors"]
-    weights.append(folder / "temporal.safetensors")
+    weights = [folder / "temporal.safetensors"]
     weights += [folder / "conditioning.safetensors"] * any(getattr(saved, name) for name in SCALARS)
     weights += [folder / "lora.safetensors"] * (folder / "lora.json").is_file()
-    for path in weights:
+    _check_weights([*_unet_weights(unet), *weights])
+
+
+def check_image_model(folder: str | Path) -> None:
+    """As `check_video_model`, of an image model."""
+    _check_weights(_unet_weights(image_config(folder).parent))
+
+
+def _unet_weights(unet: Path) -> list[Path]:
+    return sorted(unet.glob("*.safetensors")) or [unet / "diffusion_pytorch_model.safetensors"]
+
+
+def _check_weights(paths: Iterable[Path]) -> None:
+    for path in paths:
         if not path.is_file():
             raise UserError(f"{path} is missing: train the stage anew, or put its folder back.")
         try:

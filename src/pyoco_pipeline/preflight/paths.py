@@ -48,8 +48,10 @@ def _named(plan: Plan) -> Iterator[tuple[str, str]]:
     for name, stage in plan.stages.items():
         yield from _if_path(f"finetune_video.{name}.init", stage.init)
         yield from _if_path(f"finetune_video.{name}.clips", stage.clips)
+    image_model = (plan.data / "06_models" / "image").resolve()  # which pretrain_image makes first
     for place, expert in enumerate(generate.experts):
-        yield from _if_path(f"generate.experts[{place}].model", expert.model)
+        if expert.model is None or (plan.project / expert.model).resolve() != image_model:
+            yield from _if_path(f"generate.experts[{place}].model", expert.model)
     if generate.video is not None:
         yield from _if_path("generate.video.clips", generate.video.clips)
     for key in ("generated", "reference", "prompts"):

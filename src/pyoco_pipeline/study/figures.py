@@ -197,33 +197,39 @@ def snr_curves(spectrum: Mapping[str, Any], *, dark: bool = False) -> bytes:
 
 
 def motion_scatter(table: StudyTable, motion: Mapping[str, Any], metric: str, *, dark: bool = False) -> bytes:
-    """Scores against the share of training where the way of a clip is decided: a panel per law of σ."""
+    """Scores, with intervals over seeds, against the share of training where the way of a clip is decided.
+
+    A panel per law of σ at which something was scored; motion: as `study.motion.motion` gives it.
+    """
     laws = [law for law in motion["laws"] if law["step"] is not None]
     markers = _markers(motion["priors"])
+    handles: dict[str, Any] = {}
     with new_figure((9.2, 3.6), dark) as figure:
-        panels = figure.subplots(1, max(len(laws), 1), sharey="row", squeeze=False)[0]
-        for panel, law in zip(panels, laws, strict=False):
+        panels = figure.subplots(1, len(laws), sharey="row", squeeze=False)[0]
+        for panel, law in zip(panels, laws, strict=True):
             for row in table.choose(lambda r: r.init == "finetune"):
                 score = table.mean(row, law["step"], metric)
                 at_law = (row.sigma_mean, row.sigma_std) == (law["sigma_mean"], law["sigma_std"])
                 if not at_law or row.prior not in law["share"] or score is None:
                     continue
-                panel.plot(
+                bars = (
+                    None if math.isnan(score.low) else [[score.mean - score.low], [score.high - score.mean]]
+                )
+                handles[row.prior] = panel.errorbar(
                     100 * law["share"][row.prior],
                     score.mean,
-                    markers[row.prior],
+                    bars,
+                    fmt=markers[row.prior],
                     color=colour_of(row.family),
-                    label=row.prior,
+                    elinewidth=0.8,
                 )
             panel.set_title(f"ln σ = {law['sigma_mean']:g} ± {law['sigma_std']:g}", loc="left")
-            panel.set_xlabel("% of training")
+            panel.set_xlabel("% of training, where motion is decided", fontsize=8)
             log_scale(panel)
         panels[0].set_ylabel(metric)
-        handles = dict(zip(*reversed(panels[0].get_legend_handles_labels()), strict=True))
-        if handles:
-            figure.legend(
-                handles.values(), handles, fontsize=7.5, frameon=False, loc="outside lower center", ncols=6
-            )
+        figure.legend(
+            handles.values(), handles, fontsize=7.5, frameon=False, loc="outside lower center", ncols=6
+        )
         return as_png(figure)
 
 

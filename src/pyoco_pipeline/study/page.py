@@ -227,46 +227,52 @@ def _motion(found: Mapping[str, Any], drawn: Mapping[str, Any]) -> str:
             number(prior["decided_at"]),
             number(prior["open_at"]),
             *(
-                f"{law['share'][prior['prior']]:.1%}" if prior["prior"] in law["share"] else "–"
+                number(100 * law["share"][prior["prior"]]) if prior["prior"] in law["share"] else "–"
                 for law in laws
             ),
         ]
         for prior in motion["priors"]
     ]
-    head = (
-        "prior",
-        "σ at d' = 3",
-        "σ at d' = 1",
-        *(f"share at P_mean {law['sigma_mean']:g}" for law in laws),
-    )
-    body = (
-        figure(drawn["motion"], "Scores against training where motion is decided", 980)
-        if "motion" in drawn
-        else ""
-    )
+    shares = (f"% at ln σ = {law['sigma_mean']:g} ± {law['sigma_std']:g}" for law in laws)
+    head = ("prior", "σ at d' = 3", "σ at d' = 1", *shares)
+    body = ""
+    if "motion" in drawn:
+        body += figure(drawn["motion"], "Scores against training where motion is decided", 980)
     body += table(head, rows, numeric=range(1, len(head)))
     seen = [_order(law, correlation) for law in laws for correlation in law["correlations"]]
     if seen:
-        head = ("P_mean", "P_std", "step", "priors", "score", "rank correlation", "by seed")
-        body += table(head, seen, numeric=(0, 1, 2, 3, 5))
+        head = (
+            "ln σ",
+            "step",
+            "priors",
+            "score",
+            "with the share",
+            "by seed",
+            "with neighbours' correlation",
+        )
+        body += table(head, seen, numeric=(1, 2, 4, 6))
     else:
         body += "<p>Too few priors were scored at one sigma law to say how that orders them.</p>"
     lead = (
         "Which way a clip goes is decided between the noise levels at which the best observer tells it from itself "
         "backwards with d' = 3 and with d' = 1. Shares: of what a prior is trained on, how much lies between. Rank "
-        "correlations, Spearman's, are of shares and scores over the priors; near ±1, training there decides."
+        "correlations, Spearman's, are of scores over the priors, with the shares and, to compare, with the "
+        "correlation of a prior's noise in neighbouring frames. Left out: a prior that repeats a frame, which hides no "
+        "motion."
     )
     return section("motion", "Why: where motion is decided", body, lead)
 
 
-def _order(law: Mapping[str, Any], correlation: Mapping[str, Any]) -> list[str]:
-    by_seed = ", ".join(number(value) for value in correlation["by_seed"])
-    numbers = (law["sigma_mean"], law["sigma_std"], law["step"], len(law["share"]))
+def _order(law: Mapping[str, Any], found: Mapping[str, Any]) -> list[str]:
+    by_seed = ", ".join(number(value) for value in found["share_by_seed"].values())
     return [
-        *map(number, numbers),
-        text(correlation["metric"]),
-        number(correlation["spearman"]),
+        text(f"{law['sigma_mean']:g} ± {law['sigma_std']:g}"),
+        number(law["step"]),
+        number(len(law["share"])),
+        text(found["metric"]),
+        number(found["share"]),
         text(by_seed),
+        number(found["neighbours"]),
     ]
 
 
