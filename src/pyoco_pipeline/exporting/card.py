@@ -122,6 +122,10 @@ class Card:
         if self.autoencoder is not None:
             named = f"{escape(self.autoencoder)}, sha256 of weights and scaling `{info.autoencoder_sha256}`"
             rows.insert(-1, ("autoencoder", named))
+        if sampling.image_below is not None:
+            rows.append(
+                ("denoised by the image model", f"frame by frame, below sigma {sampling.image_below:g}")
+            )
         if sampling.prior != trained:
             rows.insert(1, ("sampled with another prior", describe_prior(sampling.prior)))
         return (
@@ -188,6 +192,10 @@ class Card:
         if self.autoencoder is not None:
             lines.insert(
                 1, "- `vae/`: the AutoencoderKL whose latents the model samples, in diffusers' layout"
+            )
+        if self.sampling.image_below is not None:
+            lines.insert(
+                1, "- `image_model/`: the image model that denoises at low noise, in diffusers' layout"
             )
         if self.prompts:
             lines.append("\nCaptions, for example: " + "; ".join(escape(text) for text in self.prompts[:3]))

@@ -19,10 +19,13 @@ from pyoco_pipeline.data.embeddings import Conditioning, TextEmbeddings, write_e
 from pyoco_pipeline.diffusion import Denoise, parametrisation_from_config
 from pyoco_pipeline.errors import UserError
 from pyoco_pipeline.models import (
+    FrameByFrame,
     StageInfo,
     VideoUNet,
+    load_image_model,
     load_stage_info,
     load_video_model,
+    save_image_model,
     save_video_model,
 )
 from pyoco_pipeline.models.text import EMBEDDED, TextEncoder, text_encoder_folder
@@ -38,17 +41,22 @@ class VideoModel(ModelMixin):
     It computes in float32, as `generate` does; for another precision the pipeline is called under `torch.autocast`.
     """
 
-    def __init__(self, network: VideoUNet, info: StageInfo) -> None:
+    def __init__(self, network: FrameByFrame, info: StageInfo) -> None:
         super().__init__()
         self.network, self.info = network.eval(), info
 
     def forward(self, x: Tensor, timestep: Tensor, **cond: Any) -> Any:
-        """As `VideoUNet.forward`: x (B, C, T, H, W), timestep (B,)."""
+        """As the network's: x (B, C, T, H, W), timestep (B,)."""
         return self.network(x, timestep, **cond)
 
     def denoiser(self) -> Denoise:
         """denoise(x, sigma, **cond) -> x0, in the parametrisation that the weights were trained in."""
         return parametrisation_from_config(self.info.parametrisation).denoiser(self, self.info.sigma_data)
+
+    @property
+    def sigma_limits(self) -> tuple[float, float]:
+        """The noise levels that the weights know."""
+        return parametrisation_from_config(self.info.parametrisation).sigma_limits
 
     @classmethod
     def from_pretrained(cls, folder: str | Path, **options: Any) -> Self:
@@ -65,12 +73,31 @@ class VideoModel(ModelMixin):
             raise UserError(
                 f"device_map={device_map!r} is not supported: leave it out, and call pipe.to(device)."
             )
-        return cls(load_video_model(folder), load_stage_info(folder))
+        return cls(cls._load(Path(folder)), load_stage_info(folder))
 
     def save_pretrained(self, folder: str | Path, **_: Any) -> None:
         """Write the folder that `from_pretrained` reads."""
         Path(folder).mkdir(parents=True, exist_ok=True)
+        self._save(Path(folder))
+
+    @staticmethod
+    def _load(folder: Path) -> FrameByFrame:
+        return load_video_model(folder)
+
+    def _save(self, folder: Path) -> None:
+        assert isinstance(self.network, VideoUNet)
         save_video_model(self.network, folder, self.info)
+
+
+class ImageModel(VideoModel):
+    """An image network that takes clips frame by frame, in the folder layout of `save_image_model`."""
+
+    @staticmethod
+    def _load(folder: Path) -> FrameByFrame:
+        return FrameByFrame(load_image_model(folder))
+
+    def _save(self, folder: Path) -> None:
+        save_image_model(self.network.image_model, folder, self.info)
 
 
 class CaptionEncoder(ModelMixin):

@@ -20,11 +20,11 @@ import diffusers
 import torch
 
 from pyoco_pipeline import __version__
-from pyoco_pipeline.config import ExportSettings, GenerateSettings
+from pyoco_pipeline.config import ExpertSettings, ExportSettings, GenerateSettings
 from pyoco_pipeline.data.embeddings import TextEmbeddings
 from pyoco_pipeline.errors import UserError
 from pyoco_pipeline.exporting.card import Card, Parent, licence_note
-from pyoco_pipeline.exporting.components import CaptionEncoder, VideoModel
+from pyoco_pipeline.exporting.components import CaptionEncoder, ImageModel, VideoModel
 from pyoco_pipeline.exporting.pipeline import Sampling, VideoPipeline
 from pyoco_pipeline.generation import open_denoiser, sampling_prior
 from pyoco_pipeline.models import load_stage_info
@@ -67,15 +67,12 @@ def export_stage(
 
     embeddings: of ingest. parent: what the stage was fine-tuned from. metrics: the content of metrics.json.
     autoencoder: of a latent model.
-    Raises UserError where `generate` would, for an ensemble of experts, and where a text encoder is missing.
+    Raises UserError where `generate` would, for an ensemble but of the stage and an image model below it, and where a
+    text encoder is missing.
     """
     info = load_stage_info(model)
     prior = sampling_prior(prior_from_config(info.noise), generate)
-    if generate.experts:
-        raise UserError(
-            "generate.experts names several models, and export writes one: leave generate.experts out to export the "
-            f"stage in {model} alone."
-        )
+    image = _image_expert(generate, model)
     if info.condition is not None:
         raise UserError(
             f"{model} was trained with condition.kind={info.condition['kind']}, whose inputs a diffusers pipeline does "
@@ -100,6 +97,7 @@ def export_stage(
         batch_size=generate.batch_size,
         seed=generate.seed,
         fps=fps,
+        image_below=image.sigma_max if image else None,
     )
     shutil.copytree(model, folder, ignore=_not_of_a_stage, dirs_exist_ok=True)
     included = settings.include_text_encoder
@@ -109,6 +107,8 @@ def export_stage(
     encoder.save(folder / "text_encoder", kept, include_encoder=has_encoder)
     if autoencoder is not None:
         autoencoder.save(folder / "vae")
+    if image is not None:
+        shutil.copytree(str(image.model), folder / "image_model", ignore=_not_of_a_stage)
     (folder / "pipeline.py").write_text(PIPELINE)
     (folder / "model_index.json").write_text(
         json.dumps(_index(sampling, autoencoder is not None), indent=2) + "\n"
@@ -126,12 +126,28 @@ def _index(sampling: Sampling, has_autoencoder: bool) -> dict[str, Any]:
     }
     if has_autoencoder:
         components["vae"] = ["diffusers", "AutoencoderKL"]
+    if sampling.image_below is not None:
+        components["image_model"] = [ImageModel.__module__, ImageModel.__name__]
     return {
         "_class_name": ["pipeline", VideoPipeline.__name__],
         "_diffusers_version": diffusers.__version__,
         **components,
         "sampling": sampling.config(),
     }
+
+
+def _image_expert(generate: GenerateSettings, model: Path) -> ExpertSettings | None:
+    """The image model that denoises below the stage, None where the stage is alone; UserError for other ensembles."""
+    if not generate.experts:
+        return None
+    image, *others = sorted(generate.experts, key=lambda expert: expert.sigma_min)
+    is_image = image.model is not None and load_stage_info(image.model).is_image_model
+    if not is_image or len(others) != 1 or (others[0].model and Path(others[0].model) != model):
+        raise UserError(
+            "generate.experts names several models, and export writes one, with an image model below it or without: "
+            f"leave generate.experts out to export the stage in {model} alone."
+        )
+    return image
 
 
 def _not_of_a_stage(folder: str, names: list[str]) -> list[str]:

@@ -17,8 +17,9 @@ from torch import Tensor
 
 from pyoco_pipeline.config import SamplerSettings
 from pyoco_pipeline.data.order import mix_seed
+from pyoco_pipeline.diffusion import Denoise, Expert, ExpertDenoiser
 from pyoco_pipeline.errors import UserError
-from pyoco_pipeline.exporting.components import CaptionEncoder, VideoModel
+from pyoco_pipeline.exporting.components import CaptionEncoder, ImageModel, VideoModel
 from pyoco_pipeline.models.autoencoder import Autoencoder
 from pyoco_pipeline.noise import NoisePrior, prior_from_config
 from pyoco_pipeline.sampling import sample_batch
@@ -36,6 +37,7 @@ class Sampling(Settings):
     batch_size: Positive = 16
     seed: Seed = 0
     fps: float = Field(8.0, gt=0)
+    image_below: float | None = Field(None, gt=0)  # the sigma under which the image model denoises
 
     def config(self) -> dict[str, Any]:
         """As strict JSON: infinity is the string "inf"."""
@@ -58,21 +60,24 @@ class VideoPipelineOutput(BaseOutput):
 class VideoPipeline(DiffusionPipeline):
     """Clips for prompts, the same as `kedro run --pipeline generate` samples: clip i is drawn from (seed, i).
 
-    vae: of a latent model, the one whose latents it was trained on; else UserError. sampling: `Sampling.config()`;
-    without it, the trained prior and the settings' own defaults.
+    vae: of a latent model, the one whose latents it was trained on; else UserError. image_model: that denoises below
+    sampling.image_below. sampling: `Sampling.config()`; without it, the trained prior and the settings' own defaults.
     """
 
-    _optional_components = ["vae"]  # noqa: RUF012
+    _optional_components = ["vae", "image_model"]  # noqa: RUF012
 
     def __init__(
         self,
         video_model: VideoModel,
         text_encoder: CaptionEncoder,
         vae: AutoencoderKL | None,
+        image_model: ImageModel | None,
         sampling: Mapping[str, Any] | None = None,
     ) -> None:
         super().__init__()
-        self.register_modules(video_model=video_model, text_encoder=text_encoder, vae=vae)
+        self.register_modules(
+            video_model=video_model, text_encoder=text_encoder, vae=vae, image_model=image_model
+        )
         trained, given = video_model.info.autoencoder_sha256, Autoencoder(vae).sha256 if vae else None
         if given != trained:
             raise UserError(
@@ -80,6 +85,11 @@ class VideoPipeline(DiffusionPipeline):
                 "leave vae out of the call, so that the folder's own is loaded."
             )
         chosen = _validated(Sampling, {"noise": video_model.info.noise} | dict(sampling or {}), "sampling")
+        if (image_model is None) != (chosen.image_below is None):
+            raise UserError(
+                f"image_model is {'not ' if image_model is None else ''}given, and sampling.image_below is "
+                f"{chosen.image_below}: leave both out of the call, so that the folder's own are taken."
+            )
         self.register_to_config(sampling=chosen.config())
 
     @property
@@ -145,7 +155,7 @@ class VideoPipeline(DiffusionPipeline):
     ) -> Tensor:
         """Clips (N, T, H, W, 3) uint8."""
         device = self.video_model.device
-        denoise, prior = self.video_model.denoiser(), sampling.prior
+        denoise, prior = self._denoiser(sampling), sampling.prior
         autoencoder = Autoencoder(self.vae) if self.vae is not None else None
         cond = self.text_encoder.encode(prompts)
         if self.video_model.network.options.fps:
@@ -160,6 +170,19 @@ class VideoPipeline(DiffusionPipeline):
                 sample_batch(denoise, prior, sampling.sampler, batch, null, shape, seeds, autoencoder).cpu()
             )
         return torch.cat(videos)
+
+    def _denoiser(self, sampling: Sampling) -> Denoise:
+        if self.image_model is None:
+            return self.video_model.denoiser()
+        below = sampling.image_below
+        assert below is not None  # __init__ has seen to that
+        (low, _), (_, high) = self.image_model.sigma_limits, self.video_model.sigma_limits
+        return ExpertDenoiser(
+            [
+                Expert(low, below, self.image_model.denoiser()),
+                Expert(below, high, self.video_model.denoiser()),
+            ]
+        )
 
 
 def _as(output_type: OutputType, videos: Tensor) -> Frames:
