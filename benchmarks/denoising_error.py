@@ -41,13 +41,17 @@ def main() -> None:
     info = load_stage_info(models / "base")
     if info.autoencoder_sha256 is not None:
         raise SystemExit(f"{models / 'base'} is a model of latents, and clips are taken as pixels here.")
+    if info.condition is not None:
+        raise SystemExit(f"{models / 'base'} takes more than text, which an image model is not given.")
+    of_image = load_stage_info(models / "image")
+    if (of_image.shape[1:], of_image.text_encoder_sha256) != (info.shape[1:], info.text_encoder_sha256):
+        raise SystemExit(f"{models / 'image'} is of another size or text encoder than {models / 'base'}.")
+    limits = [(denoise.sigma_min, denoise.sigma_max) for denoise in (stage, image)]
+    low, high = max(limit[0] for limit in limits), min(limit[1] for limit in limits)
     prior = prior_from_config(info.noise)
     store = ClipStore(arguments.data / "03_primary" / "clips")
-    items = [
-        item
-        for item in store.take(store.unseen_split, arguments.clips)
-        if item.clip.video.shape[:3] == info.shape
-    ]
+    items = [item for item in store.take(store.unseen_split) if item.clip.video.shape[:3] == info.shape]
+    items = items[: arguments.clips]
     if not items:
         raise SystemExit(f"{store.folder} has no held-out clips of {info.shape}, which the stage makes.")
     embeddings = TextEmbeddings(arguments.data / "04_feature" / "text_embeddings")
@@ -59,6 +63,9 @@ def main() -> None:
     print(f"{len(clips)} clips of {tuple(clips.shape[1:])}")
     print(f"{'sigma':>8}{'stage':>10}{'image model':>14}{'ratio':>8}")
     for sigma in arguments.sigmas:
+        if not low <= sigma <= high:
+            print(f"{sigma:8g}  the models know noise levels from {low:g} to {high:g}")
+            continue
         ours, frames = (rms_error(denoise, clips, cond, prior, sigma) for denoise in (stage, image))
         print(f"{sigma:8g}{ours:10.4f}{frames:14.4f}{ours / frames:8.2f}", flush=True)
 

@@ -1,6 +1,8 @@
 """Expert denoisers by ranges of sigma: which is asked, how often one is loaded, and what levels it trains on."""
 
+import gc
 import math
+import weakref
 from collections.abc import Callable
 from typing import Any
 
@@ -309,3 +311,25 @@ def test_a_level_of_a_range_with_its_own_generator_does_not_depend_on_its_batch(
 def test_a_range_without_noise_levels_is_refused(arguments: dict[str, float], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         LogNormalSigma(**arguments)
+
+
+def test_an_expert_that_makes_room_is_gone_before_the_next_is_loaded() -> None:
+    """Also where it holds itself, as a network with hooks does."""
+    living: weakref.WeakSet[Any] = weakref.WeakSet()
+
+    class Cyclic:
+        def __init__(self) -> None:
+            assert len(living) == 0
+            living.add(self)
+            self.itself = self
+
+        def __call__(self, x: Tensor, sigma: Tensor, **_: Any) -> Tensor:
+            return x
+
+    denoise = ExpertDenoiser([Expert(0, 1, load=Cyclic), Expert(1, 2, load=Cyclic)], keep=1)
+    gc.disable()
+    try:
+        for level in (1.5, 0.5, 1.5):
+            denoise(torch.zeros(1, 1, 1, 2, 2), torch.tensor([level]))
+    finally:
+        gc.enable()

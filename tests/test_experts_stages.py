@@ -212,3 +212,14 @@ def test_an_image_model_that_does_not_fit_the_stage_is_refused(
 
     with pytest.raises(UserError, match=message):
         open_denoiser(with_image / "shared", asked, CPU)
+
+
+def test_an_image_model_is_refused_below_a_stage_that_takes_more_than_text(with_image: Path) -> None:
+    shared = load_stage_info(with_image / "shared")
+    (with_image / "shared").unlink()
+    save_video_model(make_video_unet(), with_image / "shared", replace(shared, condition={"kind": "frames"}))
+
+    with pytest.raises(
+        UserError, match=r"which can't be given what the stage .* takes \(condition\.kind=frames\)"
+    ):
+        open_denoiser(with_image / "shared", ask(with_image, ("image", 0, 0.4), ("", 0.4, math.inf)), CPU)

@@ -289,6 +289,32 @@ def test_an_image_model_that_denoises_below_the_stage_is_exported_with_it(
     torch.testing.assert_close(loaded.state_dict(), make_unet(seed=5).state_dict())
 
 
+def test_the_ends_of_the_experts_ranges_are_those_of_the_exported_sampling(
+    with_image: dict[str, Any], model: Path, embeddings: TextEmbeddings, tmp_path: Path
+) -> None:
+    below, above = with_image["experts"]
+    experts = [below | {"sigma_min": 0.02}, above | {"sigma_max": 40.0, "model": os.path.relpath(model)}]
+    still = {"churn": {"s_churn": 0.0}}  # churn would go above the upper end
+    settings = {"experts": experts, "sampler": still}
+    folder = export(tmp_path / "whole", model, embeddings, generate=generate_settings(**settings))
+
+    clips = load(folder)(KNOWN, output_type="uint8").frames
+
+    assert torch.equal(clips, generated(model, embeddings, **settings))
+    assert not torch.equal(clips, generated(model, embeddings, **with_image, sampler=still))
+
+
+def test_an_image_model_that_is_cut_short_is_not_exported(
+    with_image: dict[str, Any], model: Path, embeddings: TextEmbeddings, tmp_path: Path
+) -> None:
+    (weights,) = (tmp_path / "image/unet").glob("*.safetensors")
+    weights.write_bytes(weights.read_bytes()[:-8])
+
+    with pytest.raises(UserError, match=weights.parent.as_posix()):
+        export(tmp_path / "whole", model, embeddings, generate=generate_settings(**with_image))
+    assert not (tmp_path / "whole" / "model_index.json").exists()
+
+
 def test_without_its_image_model_the_pipeline_does_not_sample_something_else(
     with_image: dict[str, Any], model: Path, embeddings: TextEmbeddings, tmp_path: Path
 ) -> None:

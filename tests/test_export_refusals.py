@@ -63,6 +63,6 @@ def test_another_prior_than_trained_is_not_exported_unasked(
 def test_an_ensemble_of_experts_is_refused(model: Path, embeddings: TextEmbeddings, tmp_path: Path) -> None:
     experts = [{"sigma_max": 1.0}, {"sigma_min": 1.0}]
     with pytest.raises(
-        UserError, match=r"generate\.experts names several models, and export writes one, with an"
+        UserError, match=r"export writes the stage in .*, and generate\.experts asks for something else"
     ):
         export(tmp_path, model, embeddings, generate=generate_settings(experts=experts))

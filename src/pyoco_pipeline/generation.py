@@ -216,6 +216,11 @@ def load_denoiser(folder: Path, device: torch.device, settings: GenerateSettings
 
 def _check_expert(key: str, folder: Path, asked: ExpertSettings, stage: StageInfo) -> None:
     info = load_stage_info(folder)
+    if info.is_image_model and stage.condition is not None:
+        raise UserError(
+            f"{key} is the image model {folder}, which can't be given what the stage of finetune_video takes "
+            f"(condition.kind={stage.condition['kind']}): leave generate.experts out."
+        )
     alike = ["shape", "text_encoder_sha256", "autoencoder_sha256", "condition"]
     if not info.is_image_model:  # of a frame every prior's noise is the same
         alike.insert(0, "noise")

@@ -79,7 +79,8 @@ class SamplerSettings(Settings):
 class ExpertSettings(Settings):
     """A model for a range of noise levels (eDiff-I)."""
 
-    model: str | None = None  # folder of a trained stage; None: the stage that finetune_video trained
+    # Folder of a trained stage, or of the image model; None: the stage that finetune_video trained.
+    model: str | None = None
     sigma_min: float = Field(0.0, ge=0)
     sigma_max: float = Field(float("inf"), gt=0)
 

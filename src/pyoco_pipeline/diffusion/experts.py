@@ -1,5 +1,6 @@
 """An ensemble of expert denoisers, each for its own range of noise levels (eDiff-I, arXiv 2211.01324, sec. 4)."""
 
+import gc
 import math
 from bisect import bisect_right
 from collections import OrderedDict
@@ -108,6 +109,7 @@ class ExpertDenoiser:
             return self._loaded[place]
         while self.keep is not None and len(self._loaded) >= self.keep:
             self._loaded.popitem(last=False)  # before the next is loaded, so that there is room for it
+            gc.collect()  # a network's hooks hold it in a cycle
         self._loaded[place] = expert.load()
         return self._loaded[place]
 

@@ -182,8 +182,9 @@ class Card:
     def _contents(self) -> str:
         encoder = "the text encoder with its tokenizer" if self.has_text_encoder else "no text encoder"
         lines = [
-            "- `unet/`: the image model in diffusers' layout, `UNet2DConditionModel.from_pretrained(folder, "
-            'subfolder="unet")`; `temporal.safetensors`, `temporal.json`: what makes it a video model; '
+            "- `unet/`: the layers for images, fine-tuned, in diffusers' layout, "
+            '`UNet2DConditionModel.from_pretrained(folder, subfolder="unet")`; '
+            "`temporal.safetensors`, `temporal.json`: what makes it a video model; "
             "`stage.json`: what it was trained for",
             f"- `text_encoder/`: {encoder}; `text_encoder/embeddings/`: the embeddings of "
             f"{len(self.prompts)} captions and of the empty one",

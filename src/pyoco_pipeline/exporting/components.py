@@ -1,7 +1,7 @@
 """The components of an exported pipeline, as diffusers' `from_pretrained` and `save_pretrained` take them.
 
 diffusers imports no module because a folder names it, and looks into the component's module for a base class of its own
-that says how it is loaded: so `pipeline.py` of the folder imports this module first, and both classes are ModelMixins.
+that says how it is loaded: so `pipeline.py` of the folder imports this module first, and all classes are ModelMixins.
 """
 
 from __future__ import annotations

@@ -3,6 +3,7 @@
 <folder>/model_index.json                    the pipeline's class, components and sampling settings
 <folder>/pipeline.py                         imports the pipeline from this package
 <folder>/unet, temporal.*, stage.json, …     the stage as `save_video_model` writes it
+<folder>/image_model                         the image model that denoises below the stage, where there is one
 <folder>/vae                                 of a latent model, its AutoencoderKL
 <folder>/text_encoder                        the encoder in transformers' layout where wanted; embeddings of prompts
 <folder>/README.md, LICENSE.md               the model card
@@ -26,12 +27,12 @@ from pyoco_pipeline.errors import UserError
 from pyoco_pipeline.exporting.card import Card, Parent, licence_note
 from pyoco_pipeline.exporting.components import CaptionEncoder, ImageModel, VideoModel
 from pyoco_pipeline.exporting.pipeline import Sampling, VideoPipeline
-from pyoco_pipeline.generation import open_denoiser, sampling_prior
+from pyoco_pipeline.generation import load_denoiser, open_denoiser, sampling_prior
 from pyoco_pipeline.models import load_stage_info
 from pyoco_pipeline.models.autoencoder import Autoencoder, check_autoencoder
 from pyoco_pipeline.models.text import EMBEDDED
 from pyoco_pipeline.noise import prior_from_config
-from pyoco_pipeline.sampling import check_thresholding
+from pyoco_pipeline.sampling import check_thresholding, noise_levels
 
 PIPELINE = f'''"""A video pipeline for diffusers; its code is the package pyoco_pipeline."""
 
@@ -85,7 +86,12 @@ def export_stage(
             )
     check_autoencoder(model, autoencoder.sha256 if autoencoder else None)
     check_thresholding(generate.sampler, autoencoder is not None)
-    open_denoiser(model, generate, torch.device("cpu"))  # ends here, in a sentence, where it does not load
+    denoise, sampler = open_denoiser(model, generate, torch.device("cpu")), generate.sampler
+    if image is not None:
+        for network in (model, Path(str(image.model))):  # ends here, in a sentence, where one does not load
+            load_denoiser(network, torch.device("cpu"))
+        low, high = noise_levels(denoise, sampler, None, "generate")
+        sampler = sampler.model_copy(update={"sigma_min": low, "sigma_max": high})
     if info.text_encoder_sha256 != embeddings.encoder_sha256:
         raise UserError(
             f"{model} was trained with another text encoder than {embeddings.folder} was made with: "
@@ -93,7 +99,7 @@ def export_stage(
         )
     sampling = Sampling(
         noise=prior.config(),
-        sampler=generate.sampler,
+        sampler=sampler,
         batch_size=generate.batch_size,
         seed=generate.seed,
         fps=fps,
@@ -142,10 +148,14 @@ def _image_expert(generate: GenerateSettings, model: Path) -> ExpertSettings | N
         return None
     image, *others = sorted(generate.experts, key=lambda expert: expert.sigma_min)
     is_image = image.model is not None and load_stage_info(image.model).is_image_model
-    if not is_image or len(others) != 1 or (others[0].model and Path(others[0].model) != model):
+    if (
+        not is_image
+        or len(others) != 1
+        or (others[0].model and Path(others[0].model).resolve() != model.resolve())
+    ):
         raise UserError(
-            "generate.experts names several models, and export writes one, with an image model below it or without: "
-            f"leave generate.experts out to export the stage in {model} alone."
+            f"export writes the stage in {model}, alone or with an image model below it, and generate.experts asks for "
+            "something else: leave generate.experts out to export the stage alone."
         )
     return image
 

@@ -224,7 +224,7 @@ def _unet_weights(unet: Path) -> list[Path]:
 def _check_weights(paths: Iterable[Path]) -> None:
     for path in paths:
         if not path.is_file():
-            raise UserError(f"{path} is missing: train the stage anew, or put its folder back.")
+            raise UserError(f"{path} is missing: train the model anew, or put its folder back.")
         try:
             with safe_open(path, "pt"):  # whose header says how long the file is
                 pass

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -40,6 +41,8 @@ def export_model(
             f"{model} was trained on clips with the sha256 {data[:12]}…, those in {trained.folder} have "
             f"{found[:12]}…: run `finetune_video` anew, or set ingest back."
         )
+    models = [model, *(Path(expert.model) for expert in generate.experts if expert.model)]
+    parents = [find_parent(pretrain_image.init, export.license, folder) for folder in models]
     return partial(
         export_stage,
         model=model,
@@ -48,20 +51,20 @@ def export_model(
         prompts=[caption for caption, _ in prompts_to_sample(generate, store)],
         embeddings=TextEmbeddings(text_embeddings),
         fps=info.fps or store.manifest.fps,
-        parent=find_parent(pretrain_image.init, export.license, model),
-        metrics=_metrics(work / "metrics.json", model, store.manifest.sha256),
+        parent=parents[0],
+        metrics=_metrics(work / "metrics.json", models, store.manifest.sha256),
         autoencoder=open_autoencoder(trained),
     )
 
 
-def _metrics(path: Path, model: Path, clips_sha256: str) -> dict[str, Any] | None:
-    """The content of metrics.json where it is of this model: on its clips, and written after it."""
+def _metrics(path: Path, models: Sequence[Path], clips_sha256: str) -> dict[str, Any] | None:
+    """The content of metrics.json where it is of these models: on their clips, and written after all of them."""
     from pyoco_pipeline.models.io import read_json
 
     if not path.is_file():
         return None
     metrics = read_json(path, "run `evaluate` again")
-    newer = path.stat().st_mtime_ns > (model / "stage.json").stat().st_mtime_ns
+    newer = path.stat().st_mtime_ns > max((model / "stage.json").stat().st_mtime_ns for model in models)
     if newer and metrics.get("reference_sha256") == clips_sha256:
         return metrics
     _log.warning("%s is older than the model or of other clips, so the card goes without metrics.", path)
