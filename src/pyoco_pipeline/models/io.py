@@ -209,22 +209,22 @@ def check_video_model(folder: str | Path) -> None:
     weights = [folder / "temporal.safetensors"]
     weights += [folder / "conditioning.safetensors"] * any(getattr(saved, name) for name in SCALARS)
     weights += [folder / "lora.safetensors"] * (folder / "lora.json").is_file()
-    _check_weights([*_unet_weights(unet), *weights])
+    _check_weights([*_unet_weights(unet), *weights], "train the stage anew")
 
 
 def check_image_model(folder: str | Path) -> None:
     """As `check_video_model`, of an image model."""
-    _check_weights(_unet_weights(image_config(folder).parent))
+    _check_weights(_unet_weights(image_config(folder).parent), "run `pretrain_image` anew")
 
 
 def _unet_weights(unet: Path) -> list[Path]:
     return sorted(unet.glob("*.safetensors")) or [unet / "diffusion_pytorch_model.safetensors"]
 
 
-def _check_weights(paths: Iterable[Path]) -> None:
+def _check_weights(paths: Iterable[Path], mend: str) -> None:
     for path in paths:
         if not path.is_file():
-            raise UserError(f"{path} is missing: train the model anew, or put its folder back.")
+            raise UserError(f"{path} is missing: {mend}, or put its folder back.")
         try:
             with safe_open(path, "pt"):  # whose header says how long the file is
                 pass
