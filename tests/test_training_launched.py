@@ -10,6 +10,7 @@ import sqlite3
 import subprocess
 import sys
 import time
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass
@@ -56,8 +57,19 @@ def launch(
 ) -> tuple[list[int], str]:
     """Run something on machines, each a torchrun of its own, with so many processes each.
 
-    only_first: kill the others when the first ends, as Slurm does.
+    only_first: kill the others when the first ends, as Slurm does. Started once more where they do not end in 100 s:
+    torchrun has been seen to wait for ever, twice among some hundred runs, and never by itself.
     """
+    try:
+        return _launch(machines, each, *what, cwd=cwd, only_first=only_first)
+    except subprocess.TimeoutExpired as error:
+        warnings.warn(f"launchers did not end and are started once more: {error.output!r}", stacklevel=2)
+        return _launch(machines, each, *what, cwd=cwd, only_first=only_first)
+
+
+def _launch(
+    machines: Sequence[Machine], each: int, *what: str, cwd: Path | None, only_first: bool
+) -> tuple[list[int], str]:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -73,7 +85,7 @@ def launch(
             stderr=subprocess.STDOUT,
             text=True,
             cwd=cwd,
-            env=os.environ | {"OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": machine.card},
+            env=_clean_environment() | {"OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": machine.card},
         )
         for machine in machines
     ]  # fmt: skip
@@ -86,6 +98,22 @@ def launch(
             launcher.kill()
             launcher.wait()
     return [launcher.returncode for launcher in launchers], "\n".join(said)
+
+
+def _clean_environment() -> dict[str, str]:
+    """Without what training in this process may have left for its own."""
+    left = (
+        "ACCELERATE_",
+        "FSDP_",
+        "GROUP_",
+        "LOCAL_",
+        "MASTER_",
+        "RANK",
+        "ROLE_",
+        "TORCHELASTIC_",
+        "WORLD_SIZE",
+    )
+    return {name: value for name, value in os.environ.items() if not name.startswith(left)}
 
 
 @pytest.fixture
