@@ -20,6 +20,7 @@ from pyoco_pipeline.data.embeddings import TextEmbeddings
 from pyoco_pipeline.diffusion import Denoise
 from pyoco_pipeline.generation import load_denoiser
 from pyoco_pipeline.models import load_stage_info
+from pyoco_pipeline.models.io import read_json
 from pyoco_pipeline.noise import NoisePrior, prior_from_config
 
 _AT_ONCE = 16  # clips
@@ -57,7 +58,7 @@ def main() -> None:
     embeddings = TextEmbeddings(arguments.data / "04_feature" / "text_embeddings")
     clips = torch.stack([to_float(torch.from_numpy(item.clip.video.copy())[None])[0] for item in items])
     cond = dict(embeddings.conditioning(embeddings.rows([item.caption for item in items]), device))
-    if getattr(stage.network.options, "fps", False):  # type: ignore[attr-defined]
+    if read_json(models / "base" / "temporal.json").get("fps"):
         cond["fps"] = torch.full((len(clips),), store.manifest.fps, device=device)
     clips = clips.to(device)
     print(f"{len(clips)} clips of {tuple(clips.shape[1:])}")

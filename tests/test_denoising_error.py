@@ -61,6 +61,6 @@ def test_the_error_of_clips_that_are_returned_as_they_came_is_the_noise() -> Non
         def __call__(self, x: torch.Tensor, sigma: torch.Tensor) -> torch.Tensor:
             return x
 
-    found = denoising_error.rms_error(Identity(), clips, {}, IIDNoise(), sigma)  # type: ignore[arg-type]
+    found = denoising_error.rms_error(Identity(), clips, {}, IIDNoise(), sigma)
 
     assert found == pytest.approx(sigma, rel=0.02)  # of 30,720 draws, five standard errors

@@ -42,6 +42,8 @@ def export_model(
             f"{found[:12]}…: run `finetune_video` anew, or set ingest back."
         )
     models = [model, *(Path(expert.model) for expert in generate.experts if expert.model)]
+    for expert in models[1:]:
+        load_stage_info(expert)  # ends here, in a sentence, where it does not say what it is
     parents = [find_parent(pretrain_image.init, export.license, folder) for folder in models]
     return partial(
         export_stage,
