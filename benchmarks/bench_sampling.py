@@ -18,8 +18,9 @@ from diffusers.models.transformers.transformer_2d import Transformer2DModel
 from diffusers.models.upsampling import Upsample2D
 from torch import Tensor, nn
 
-from pyoco_pipeline.diffusion import EDMDenoiser, sample
+from pyoco_pipeline.diffusion import Denoise, EDMDenoiser, sample
 from pyoco_pipeline.models import VideoUNet, fused
+from pyoco_pipeline.models.cuda_graphs import CapturedDenoiser
 from pyoco_pipeline.models.fast import (
     FastGEGLU,
     FastGroupNorm,
@@ -76,18 +77,21 @@ def main() -> None:
           f"euler, {arguments.steps} steps, bf16 autocast")  # fmt: skip
 
     @torch.inference_mode()
-    def draw(network: nn.Module, **cond: Tensor) -> Tensor:
+    def draw(denoise: Denoise, **cond: Tensor) -> Tensor:
         with torch.autocast(device.type, torch.bfloat16, enabled=large):
             generator = torch.Generator(device).manual_seed(0)
             return sample(
-                EDMDenoiser(network), ProgressiveNoise(2.0), shape, solver="euler", steps=arguments.steps,
+                denoise, ProgressiveNoise(2.0), shape, solver="euler", steps=arguments.steps,
                 generator=generator, device=device, **cond,
             )  # fmt: skip
 
-    def row(title: str, network: nn.Module, **cond: Tensor) -> tuple[float, Tensor]:
-        first = seconds(lambda: draw(network, **cond), device)
-        clip = draw(network, **cond)
-        taken = min(seconds(lambda: draw(network, **cond), device) for _ in range(arguments.repeats))
+    def row(title: str, network: nn.Module, graphs: bool = False, **cond: Tensor) -> tuple[float, Tensor]:
+        denoise: Denoise = EDMDenoiser(network)
+        if graphs:
+            denoise = CapturedDenoiser(denoise, "graphs")
+        first = seconds(lambda: draw(denoise, **cond), device)
+        clip = draw(denoise, **cond)
+        taken = min(seconds(lambda: draw(denoise, **cond), device) for _ in range(arguments.repeats))
         millions = sum(p.numel() for p in network.parameters()) / 1e6
         print(f"{title:44}{millions:7.0f} M{taken:9.3f} s   first call {first:6.1f} s", flush=True)
         return taken, clip
@@ -100,8 +104,10 @@ def main() -> None:
     network.to(memory_format=torch.channels_last)
     eager, clip = row("this project, eager", network)
     if large:
+        row("this project, as a CUDA graph", network, graphs=True)
         network.compile_layers()
-        fast, clip = row("this project, compiled", network)
+        row("this project, compiled", network)
+        fast, clip = row("this project, compiled, as a CUDA graph", network, graphs=True)
     else:
         fast = eager
     off = ((clip - expected).norm() / expected.norm()).item()

@@ -127,10 +127,10 @@ def make_store(
     return ClipStore(folder / "clips"), TextEmbeddings(folder / "text")
 
 
-def make_network() -> torch.nn.Module:
+def make_network(width: int) -> torch.nn.Module:
     image = UNet2DConditionModel(
         sample_size=SIZE,
-        block_out_channels=(8, 16),
+        block_out_channels=(width, 2 * width),
         in_channels=3,
         out_channels=3,
         layers_per_block=1,
@@ -143,7 +143,9 @@ def make_network() -> torch.nn.Module:
     return inflate(image)
 
 
-def run(folder: Path, steps: int, sample_every: int, batch_size: int, cuda_graphs: bool = False) -> list[Row]:
+def run(
+    folder: Path, steps: int, sample_every: int, batch_size: int, cuda_graphs: bool = False, width: int = 8
+) -> list[Row]:
     """Train, with a checkpoint and a validation picture every so many steps; the rows of ten steps each."""
     store, embeddings = make_store(folder)
     settings = TrainSettings(
@@ -159,7 +161,7 @@ def run(folder: Path, steps: int, sample_every: int, batch_size: int, cuda_graph
     log.setLevel(logging.INFO)
     try:
         train(
-            make_network(),
+            make_network(width),
             ClipBatches(store, embeddings, options),
             Objective(prior, SigmaSettings()),
             settings,
@@ -179,6 +181,7 @@ def main() -> int:
     parser.add_argument("--steps", type=int, default=5000)
     parser.add_argument("--sample-every", type=int, default=250, help="steps between validation pictures")
     parser.add_argument("--batch-size", type=int, default=4)
+    parser.add_argument("--width", type=int, default=8, help="channels of the first level, a multiple of 4")
     parser.add_argument("--cuda-graphs", action="store_true", help="as with train.cuda_graphs")
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
     given = parser.parse_args()
@@ -189,11 +192,13 @@ def main() -> int:
     if given.device == "cpu" and torch.cuda.is_available():
         parser.error("--device cpu: hide the GPU with CUDA_VISIBLE_DEVICES= , since training takes it")
     with tempfile.TemporaryDirectory() as folder:
-        rows = run(Path(folder), given.steps, given.sample_every, given.batch_size, given.cuda_graphs)
+        rows = run(
+            Path(folder), given.steps, given.sample_every, given.batch_size, given.cuda_graphs, given.width
+        )
     name = (
         torch.cuda.get_device_name() if given.device == "cuda" else f"CPU, {torch.get_num_threads()} threads"
     )
-    print(f"{name}, torch {torch.__version__}, {given.steps} steps of {given.batch_size} clips")
+    print(f"{name}, torch {torch.__version__}, {given.steps} steps of {given.batch_size} clips, width {given.width}")
     print("step   ms/step  CPU ms/step (medians)  resident MiB  allocated MiB  reserved MiB")
     tenth = len(rows) // 10
     for part in (rows[i : i + tenth] for i in range(0, 10 * tenth, tenth)):

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from fake_cells import FakeTask, ProcessId
 from filelock import FileLock
 from forked_programs import programs
@@ -276,6 +277,22 @@ def test_a_failed_cell_is_tried_again_when_asked(tmp_path: Path, monkeypatch: py
     monkeypatch.undo()
     study = run_study(replace(material), of.model_copy(update={"retry_failed": True}))
     assert (study["cells"][0]["status"], study["cells"][0]["error"]) == ("done", None)
+
+
+def test_a_cell_that_a_gpu_has_no_memory_for_says_what_to_do(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    material = make_material(tmp_path)
+    of = settings(priors=[{"kind": "iid"}], sigma_means=[0.4], seeds=[0], rungs=[{"steps": 4}])
+
+    def full(*_: object) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory. " + "Process 1 has 7 GiB memory in use. " * 20)
+
+    monkeypatch.setattr(run_cell_module._Piece, "_train", full)
+    (cell,) = run_study(material, of)["cells"]
+    assert cell["error"] == (
+        "the GPU's memory ran out: take fewer workers (ablate_alpha.workers) or a smaller batch_size"
+    )
 
 
 def test_a_signal_stops_the_study_and_fails_no_cell(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

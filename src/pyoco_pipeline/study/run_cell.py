@@ -18,7 +18,7 @@ from pyoco_pipeline.errors import Stopped, UserError
 from pyoco_pipeline.study.cells import Cell, cell_id, stage_settings, untrained_id
 from pyoco_pipeline.study.deadline import Deadline
 from pyoco_pipeline.study.settings import AblateAlphaSettings
-from pyoco_pipeline.study.work import CellFolder, EvaluationFolder
+from pyoco_pipeline.study.work import CellFolder, EvaluationFolder, why_failed
 
 Outcome = Literal["done", "stopped", "failed"]
 logger = logging.getLogger(__name__)
@@ -85,8 +85,9 @@ def run_cell(task: CellTask) -> Outcome:
     except Stopped:
         raise
     except Exception as error:
-        logger.warning("%s failed: %s", task.cell.name, error, exc_info=not isinstance(error, UserError))
-        folder.set_error(f"{type(error).__name__}: {error}")
+        why = why_failed(error)
+        logger.warning("%s failed: %s", task.cell.name, why, exc_info=not isinstance(error, UserError))
+        folder.set_error(why)
         return "failed"
     return "done" if task.is_done() else "stopped"
 

@@ -10,7 +10,7 @@ from pyoco_pipeline.errors import Stopped, UserError
 from pyoco_pipeline.evaluation.results import flatten_metrics
 from pyoco_pipeline.study.cells import digest
 from pyoco_pipeline.study.run_cell import CellTask, Outcome, cell_denoiser, cell_stage, opened
-from pyoco_pipeline.study.work import EvaluationFolder, SolverFolder
+from pyoco_pipeline.study.work import EvaluationFolder, SolverFolder, why_failed
 
 logger = logging.getLogger(__name__)
 
@@ -57,8 +57,9 @@ class SolverTask:
             raise
         except Exception as error:
             name = self.trained.cell.name
-            logger.warning("%s, solver steps: %s", name, error, exc_info=not isinstance(error, UserError))
-            self.folder.set_error(f"{type(error).__name__}: {error}")
+            why = why_failed(error)
+            logger.warning("%s, solver steps: %s", name, why, exc_info=not isinstance(error, UserError))
+            self.folder.set_error(why)
             return "failed"
         return "done" if self.is_done() else "stopped"
 
