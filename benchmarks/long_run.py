@@ -198,7 +198,9 @@ def main() -> int:
     name = (
         torch.cuda.get_device_name() if given.device == "cuda" else f"CPU, {torch.get_num_threads()} threads"
     )
-    print(f"{name}, torch {torch.__version__}, {given.steps} steps of {given.batch_size} clips, width {given.width}")
+    print(
+        f"{name}, torch {torch.__version__}, {given.steps} steps of {given.batch_size} clips, width {given.width}"
+    )
     print("step   ms/step  CPU ms/step (medians)  resident MiB  allocated MiB  reserved MiB")
     tenth = len(rows) // 10
     for part in (rows[i : i + tenth] for i in range(0, 10 * tenth, tenth)):
