@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import json
 import os
+import random
 import shutil
 import socket
 import sqlite3
 import subprocess
 import sys
 import time
-import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass
@@ -57,22 +57,9 @@ def launch(
 ) -> tuple[list[int], str]:
     """Run something on machines, each a torchrun of its own, with so many processes each.
 
-    only_first: kill the others when the first ends, as Slurm does. Started once more where they do not end in 100 s:
-    torchrun has been seen to wait for ever, twice among some hundred runs, and never by itself.
+    only_first: kill the others when the first ends, as Slurm does.
     """
-    try:
-        return _launch(machines, each, *what, cwd=cwd, only_first=only_first)
-    except subprocess.TimeoutExpired as error:
-        warnings.warn(f"launchers did not end and are started once more: {error.output!r}", stacklevel=2)
-        return _launch(machines, each, *what, cwd=cwd, only_first=only_first)
-
-
-def _launch(
-    machines: Sequence[Machine], each: int, *what: str, cwd: Path | None, only_first: bool
-) -> tuple[list[int], str]:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    port = _free_port()
     launchers = [
         subprocess.Popen(
             [
@@ -98,6 +85,18 @@ def _launch(
             launcher.kill()
             launcher.wait()
     return [launcher.returncode for launcher in launchers], "\n".join(said)
+
+
+def _free_port() -> int:
+    """One that no other test is given before the launcher listens on it, for then the second launcher waits for ever.
+
+    Ports for connections and for those who ask for any are Linux's 32768 and up.
+    """
+    for port in random.SystemRandom().sample(range(20_000, 32_000), 100):
+        with socket.socket() as free, suppress(OSError):
+            free.bind(("127.0.0.1", port))
+            return port
+    raise AssertionError("no free port")
 
 
 def _clean_environment() -> dict[str, str]:
