@@ -1,6 +1,6 @@
 """Memory and step time of a long training: `python benchmarks/long_run.py [--device cuda] [--steps 5000]`.
 
-Trains a tiny video model with the project's trainer, checkpoints and validation pictures. The first tenth of the steps
+Trains a small video model with the project's trainer, checkpoints and validation pictures. The first tenth of the steps
 is warm-up; then the medians of the next tenth and of the last are compared. Ends with status 1 when memory grew or
 steps became slower by more than the tolerances. The time of a step is the clock's with a GPU, and the processor's
 without, so that it does not hang on who else works there.
@@ -187,13 +187,20 @@ def main() -> int:
     given = parser.parse_args()
     if given.steps < 10 * given.sample_every:
         parser.error("--steps: at least ten times --sample-every, so that warm-up holds a picture")
+    if given.width < 4 or given.width % 4:
+        parser.error(f"--width {given.width} is no multiple of 4")
     if given.device == "cuda" and not torch.cuda.is_available():
         parser.error("--device cuda: torch sees none here")
     if given.device == "cpu" and torch.cuda.is_available():
         parser.error("--device cpu: hide the GPU with CUDA_VISIBLE_DEVICES= , since training takes it")
     with tempfile.TemporaryDirectory() as folder:
         rows = run(
-            Path(folder), given.steps, given.sample_every, given.batch_size, given.cuda_graphs, given.width
+            Path(folder),
+            given.steps,
+            given.sample_every,
+            given.batch_size,
+            cuda_graphs=given.cuda_graphs,
+            width=given.width,
         )
     name = (
         torch.cuda.get_device_name() if given.device == "cuda" else f"CPU, {torch.get_num_threads()} threads"

@@ -14,6 +14,7 @@ from pathlib import Path
 import click
 import pytest
 import tiny
+import torch
 import video_files as vf
 from click.testing import Result
 from projects import kedro_run, make_project, only_base, tree
@@ -304,6 +305,12 @@ def test_an_error_of_the_program_keeps_its_traceback() -> None:
     assert user_message(ValueError("pyoco_pipeline: shapes (2, 3) and (4,) do not fit")) is None
     assert user_message(KeyError("pipeline")) is None
     assert user_message(UserError("the row 3 is empty: fill it")) == "the row 3 is empty: fill it"
+
+
+def test_a_gpu_whose_memory_ran_out_is_the_users_to_put_right() -> None:
+    said = user_message(torch.OutOfMemoryError("CUDA out of memory. Process 1 has 7 GiB memory in use."))
+    assert said is not None
+    assert said.startswith("The GPU's memory ran out: take a smaller batch_size")
 
 
 @pytest.mark.parametrize("verbose", [False, True])

@@ -279,20 +279,31 @@ def test_a_failed_cell_is_tried_again_when_asked(tmp_path: Path, monkeypatch: py
     assert (study["cells"][0]["status"], study["cells"][0]["error"]) == ("done", None)
 
 
+@pytest.mark.parametrize("doing", ["_train", "_score_untrained"])
 def test_a_cell_that_a_gpu_has_no_memory_for_says_what_to_do(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, doing: str
 ) -> None:
     material = make_material(tmp_path)
     of = settings(priors=[{"kind": "iid"}], sigma_means=[0.4], seeds=[0], rungs=[{"steps": 4}])
 
-    def full(*_: object) -> None:
+    def full(*_: object, **__: object) -> None:
         raise torch.OutOfMemoryError("CUDA out of memory. " + "Process 1 has 7 GiB memory in use. " * 20)
 
-    monkeypatch.setattr(run_cell_module._Piece, "_train", full)
+    monkeypatch.setattr(run_cell_module._Piece, doing, full)
     (cell,) = run_study(material, of)["cells"]
-    assert cell["error"] == (
-        "the GPU's memory ran out: take fewer workers (ablate_alpha.workers) or a smaller batch_size"
-    )
+    assert cell["error"].startswith("the GPU's memory ran out: take fewer ablate_alpha.workers, or")
+    assert cell["error"].endswith("retry_failed=true")
+
+
+@pytest.mark.parametrize(
+    ("error", "said"),
+    [
+        (UserError("train.lr=-1\nis below 0."), "train.lr=-1 is below 0."),
+        (ValueError("x" * 1000), "ValueError: " + "x" * 300),
+    ],
+)
+def test_why_a_cell_failed_is_said_in_a_line(error: Exception, said: str) -> None:
+    assert run_cell_module.why_failed(error) == said
 
 
 def test_a_signal_stops_the_study_and_fails_no_cell(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

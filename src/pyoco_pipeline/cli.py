@@ -77,6 +77,12 @@ def _message(error: BaseException) -> str | None:
         return f"there is no pipeline {unknown[1]}: `kedro registry list` names them." if unknown else None
     if isinstance(error, ValueError) and str(error).startswith(_NO_SUCH_NODE):
         return f"{str(error).rstrip('.')}. `kedro registry describe` names the nodes."
+    if type(error).__name__ == "OutOfMemoryError":  # torch's; to import it takes longer than all else here
+        return (
+            "The GPU's memory ran out: take a smaller batch_size, or in training more accumulation or "
+            "gradient_checkpointing=true, and look with `nvidia-smi` for what else is on it. `kedro check-config` "
+            "estimates what training takes."
+        )
     return None
 
 

@@ -64,6 +64,8 @@ class Captured(Generic[Result]):
             # Of this thread alone: others read the data meanwhile.
             with torch.cuda.graph(graph, pool=self.memory, capture_error_mode="thread_local"):
                 result = self.function(held)
+        except torch.OutOfMemoryError:
+            raise
         except RuntimeError as error:
             raise UserError(
                 f"{self.key}=true: the network can't be captured as a CUDA graph "

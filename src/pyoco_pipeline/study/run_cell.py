@@ -18,7 +18,7 @@ from pyoco_pipeline.errors import Stopped, UserError
 from pyoco_pipeline.study.cells import Cell, cell_id, stage_settings, untrained_id
 from pyoco_pipeline.study.deadline import Deadline
 from pyoco_pipeline.study.settings import AblateAlphaSettings
-from pyoco_pipeline.study.work import CellFolder, EvaluationFolder, why_failed
+from pyoco_pipeline.study.work import CellFolder, EvaluationFolder
 
 Outcome = Literal["done", "stopped", "failed"]
 logger = logging.getLogger(__name__)
@@ -90,6 +90,19 @@ def run_cell(task: CellTask) -> Outcome:
         folder.set_error(why)
         return "failed"
     return "done" if task.is_done() else "stopped"
+
+
+def why_failed(error: Exception) -> str:
+    """What a failed cell says of itself, in a line of some 300 letters."""
+    import torch
+
+    if isinstance(error, torch.OutOfMemoryError):
+        return (
+            "the GPU's memory ran out: take fewer ablate_alpha.workers, or sample fewer clips at once "
+            "(ablate_alpha.batch_size), and set ablate_alpha.retry_failed=true"
+        )
+    name = "" if isinstance(error, UserError) else f"{type(error).__name__}: "
+    return name + " ".join(str(error).split())[:300]
 
 
 class _Piece:

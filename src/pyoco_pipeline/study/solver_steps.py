@@ -9,8 +9,8 @@ from typing import Any
 from pyoco_pipeline.errors import Stopped, UserError
 from pyoco_pipeline.evaluation.results import flatten_metrics
 from pyoco_pipeline.study.cells import digest
-from pyoco_pipeline.study.run_cell import CellTask, Outcome, cell_denoiser, cell_stage, opened
-from pyoco_pipeline.study.work import EvaluationFolder, SolverFolder, why_failed
+from pyoco_pipeline.study.run_cell import CellTask, Outcome, cell_denoiser, cell_stage, opened, why_failed
+from pyoco_pipeline.study.work import EvaluationFolder, SolverFolder
 
 logger = logging.getLogger(__name__)
 

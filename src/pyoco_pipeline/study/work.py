@@ -19,7 +19,6 @@ import zipfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from textwrap import shorten
 from typing import Any
 
 import numpy as np
@@ -83,15 +82,6 @@ class Attempted:
         else:
             self.folder.mkdir(parents=True, exist_ok=True)
             write_json(path, {"error": error})
-
-
-def why_failed(error: Exception) -> str:
-    """What a failed cell says of itself, in a line."""
-    if type(error).__name__ == "OutOfMemoryError":  # torch's, which lists every process on the GPU
-        return "the GPU's memory ran out: take fewer workers (ablate_alpha.workers) or a smaller batch_size"
-    if isinstance(error, UserError):
-        return str(error)
-    return f"{type(error).__name__}: {shorten(' '.join(str(error).split()), 300)}"
 
 
 class SolverFolder(Attempted):
