@@ -29,6 +29,7 @@ from pyoco_pipeline.models.fast import (
     FastResnetBlock2D,
     FastTransformer2DModel,
     FastUpsample2D,
+    lower_weights,
 )
 from pyoco_pipeline.noise import ProgressiveNoise
 
@@ -103,6 +104,8 @@ def main() -> None:
     fused.HAS_TRITON = kernels
     other_time, _ = row("diffusers UNet3DConditionModel, eager", other, encoder_hidden_states=tokens)
     network.to(memory_format=torch.channels_last)
+    if large:
+        lower_weights(network, torch.bfloat16)  # as generate does
     taken, clip = row("this project, eager", network)
     ours = {"eager": taken}
     if large:

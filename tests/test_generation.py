@@ -14,10 +14,11 @@ from tiny import (
 from torch._dynamo.testing import CompileCounterWithBackend
 from transformers import T5Config, T5EncoderModel
 
+from pyoco_pipeline import generation
 from pyoco_pipeline.config import GenerateSettings, PretrainImageSettings, StageSettings
 from pyoco_pipeline.data.batches import mix_seed
 from pyoco_pipeline.errors import UserError
-from pyoco_pipeline.generation import generate_clips, sampling_prior
+from pyoco_pipeline.generation import generate_clips, load_denoiser, sampling_prior
 from pyoco_pipeline.models import frame_by_frame, inflate, save_video_model
 from pyoco_pipeline.models.text import EMBEDDED, TextEncoder, text_encoder_folder
 from pyoco_pipeline.noise import IIDNoise, MixedNoise, ProgressiveNoise
@@ -192,6 +193,19 @@ def test_bfloat16_changes_clips_by_its_rounding_only(model, embeddings):
 
     assert not torch.equal(rounded, exact)
     assert (rounded - exact).abs().mean() < 4  # of 255
+
+
+def test_bfloat16_holds_its_weights_rounded_and_gives_the_clips_of_those_that_are_not(
+    model, embeddings, monkeypatch
+):
+    held = load_denoiser(model, torch.device("cpu"), generate_settings(precision="bf16"))
+    exact = load_denoiser(model, torch.device("cpu"), generate_settings())
+    assert held.network.image_model.mid_block.resnets[0].conv1.weight.dtype == torch.bfloat16
+    assert {p.dtype for p in exact.network.parameters()} == {torch.float32}
+
+    clips = generate(model, embeddings, precision="bf16")
+    monkeypatch.setattr(generation, "lower_weights", lambda *_: None)
+    assert torch.equal(generate(model, embeddings, precision="bf16"), clips)
 
 
 def test_compiled_sampling_gives_the_same_clips(model, embeddings, monkeypatch):

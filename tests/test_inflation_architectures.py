@@ -14,6 +14,7 @@ from torch import nn
 from pyoco_pipeline.config import InflateSettings
 from pyoco_pipeline.errors import UserError
 from pyoco_pipeline.models import InflationOptions, inflate
+from pyoco_pipeline.models.fast import lower_weights
 from pyoco_pipeline.models.relative_attention import RelativeTemporalAttention
 from pyoco_pipeline.models.temporal import TemporalAttention, TemporalConv
 
@@ -268,3 +269,18 @@ def test_a_model_is_inflated_once():
 
     with pytest.raises(UserError, match="inflated already"):
         inflate(image_model)
+
+
+@pytest.mark.parametrize("name", NAMES)
+@torch.no_grad()
+def test_weights_that_are_held_as_autocast_casts_them_give_the_same_clips(name):
+    model = inflate(architectures.make(name))
+    perturb(model.temporal)
+    cond, x = conditions(model.image_model, 2), clips(model.image_model, 3)
+    size = sum(p.nbytes for p in model.parameters())
+
+    with torch.autocast("cpu", torch.bfloat16):
+        expected = model(x, TIMESTEP, **cond).sample
+        lower_weights(model, torch.bfloat16)
+        assert torch.equal(model(x, TIMESTEP, **cond).sample, expected)
+    assert sum(p.nbytes for p in model.parameters()) < 0.65 * size

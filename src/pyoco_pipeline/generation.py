@@ -23,6 +23,7 @@ from pyoco_pipeline.errors import UserError
 from pyoco_pipeline.models import FrameByFrame, StageInfo, load_image_model, load_stage_info, load_video_model
 from pyoco_pipeline.models.autoencoder import Autoencoder, check_autoencoder
 from pyoco_pipeline.models.cuda_graphs import CapturedDenoiser
+from pyoco_pipeline.models.fast import lower_weights
 from pyoco_pipeline.models.io import read_json
 from pyoco_pipeline.models.parametrisation import read_parametrisation
 from pyoco_pipeline.models.text import TextEncoder, text_encoder_folder
@@ -166,8 +167,11 @@ def _mask(material: Material | None, frames: int) -> Tensor:
 
 def sampling_precision(settings: GenerateSettings, device: torch.device) -> torch.autocast:
     """What the network computes in; the solver's own arithmetic stays in float32."""
-    bf16 = settings.precision == "bf16" or (settings.precision == "auto" and device.type == "cuda")
-    return torch.autocast(device.type, torch.bfloat16, enabled=bf16)
+    return torch.autocast(device.type, torch.bfloat16, enabled=_is_bf16(settings, device))
+
+
+def _is_bf16(settings: GenerateSettings, device: torch.device) -> bool:
+    return settings.precision == "bf16" or (settings.precision == "auto" and device.type == "cuda")
 
 
 def open_denoiser(model: Path, settings: GenerateSettings, device: torch.device) -> Denoise:
@@ -206,6 +210,8 @@ def load_denoiser(folder: Path, device: torch.device, settings: GenerateSettings
     network.eval().to(device)
     if device.type == "cuda":
         network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    if settings and _is_bf16(settings, device):
+        lower_weights(network, torch.bfloat16)
     if settings and settings.compile:
         network.compile_layers()
     denoise: Denoise = read_parametrisation(folder).denoiser(network, info.sigma_data)

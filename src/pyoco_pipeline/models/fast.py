@@ -147,6 +147,17 @@ def _twin(module: nn.Module) -> type[nn.Module] | None:
     return None
 
 
+def lower_weights(network: nn.Module, dtype: torch.dtype) -> None:
+    """Hold weights as autocast to `dtype` casts them for every call; for sampling, and with the same results.
+
+    Those of convolutions and linear layers; not biases, which some kernels add in float32, nor those of a UNet's first
+    convolution, from which diffusers takes a network's dtype.
+    """
+    for name, module in network.named_modules():
+        if isinstance(module, nn.Linear | nn.Conv1d | nn.Conv2d | nn.Conv3d) and not name.endswith("conv_in"):
+            module.weight.data = module.weight.data.to(dtype)
+
+
 def lower(x: Tensor) -> Tensor:
     """x as autocast computes with it, so that no activation stays in float32."""
     device = x.device.type
