@@ -208,6 +208,21 @@ def test_bfloat16_holds_its_weights_rounded_and_gives_the_clips_of_those_that_ar
     assert torch.equal(generate(model, embeddings, precision="bf16"), clips)
 
 
+@pytest.mark.parametrize("tune", [False, True])
+def test_convolutions_are_tuned_while_clips_are_sampled_that_ask_for_it(model, embeddings, monkeypatch, tune):
+    seen = []
+
+    def sample(*arguments, **keywords):
+        seen.append(torch.backends.cudnn.benchmark)
+        return sample_batch(*arguments, **keywords)
+
+    monkeypatch.setattr(generation, "sample_batch", sample)
+    generate(model, embeddings, tune_convolutions=tune)
+
+    assert set(seen) == {tune}
+    assert not torch.backends.cudnn.benchmark
+
+
 def test_compiled_sampling_gives_the_same_clips(model, embeddings, monkeypatch):
     torch._dynamo.reset()
     graphs = CompileCounterWithBackend("aot_eager")

@@ -91,7 +91,7 @@ def test_settings_that_cannot_be_trained_with_are_refused_by_name(changes, compl
 
 def test_what_decides_the_weights_is_in_a_runs_identity():
     other = {"log_every", "checkpoint_every", "keep_checkpoints", "sample_every", "resume", "max_minutes"}
-    other |= {"compile", "cuda_graphs", "max_loss_growth", "num_processes", "parallel"}
+    other |= {"compile", "cuda_graphs", "tune_convolutions", "max_loss_growth", "num_processes", "parallel"}
 
     assert set(train_settings().identity()) == set(type(train_settings()).model_fields) - other
     assert json.loads(json.dumps(train_settings().identity()))

@@ -22,6 +22,7 @@ from pyoco_pipeline.diffusion import Denoise, Expert, ExpertDenoiser, TiledDenoi
 from pyoco_pipeline.errors import UserError
 from pyoco_pipeline.models import FrameByFrame, StageInfo, load_image_model, load_stage_info, load_video_model
 from pyoco_pipeline.models.autoencoder import Autoencoder, check_autoencoder
+from pyoco_pipeline.models.convolutions import tuned_convolutions
 from pyoco_pipeline.models.cuda_graphs import CapturedDenoiser
 from pyoco_pipeline.models.fast import lower_weights
 from pyoco_pipeline.models.io import read_json
@@ -96,7 +97,11 @@ def generate_clips(
         batch = {key: value[start : start + settings.batch_size].to(device) for key, value in cond.items()}
         places = range(first + start, first + min(start + settings.batch_size, len(captions)))
         seeds = [mix_seed(settings.seed, i) for i in places]
-        with torch.inference_mode(), sampling_precision(settings, device):
+        with (
+            torch.inference_mode(),
+            sampling_precision(settings, device),
+            tuned_convolutions(settings.tune_convolutions),
+        ):
             clip = as_sampled(material.stacked(places).to(device), autoencoder) if material else None
             if isinstance(condition, FramesCondition):
                 channels = autoencoder.channels if autoencoder else 3

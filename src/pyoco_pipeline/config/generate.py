@@ -162,6 +162,9 @@ class GenerateSettings(Settings):
     cuda_graphs: bool = (
         False  # one launch for each call of the network: several times faster for small ones, on a GPU
     )
+    tune_convolutions: bool = (
+        False  # cuDNN times its algorithms first: faster; last bits may differ between runs
+    )
     video_format: Literal["mp4", "webp"] = "mp4"
     num_videos: Positive = 12  # how many are written for people
     seed: Seed = 0

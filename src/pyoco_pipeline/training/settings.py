@@ -161,6 +161,8 @@ class TrainSettings(Settings):
     compile: bool = False
     # Forward and backward pass are one CUDA graph: faster for small networks. Of one process, on a GPU.
     cuda_graphs: bool = False
+    # cuDNN times its algorithms in the first step: faster on a GPU, where the last bits may then differ between runs.
+    tune_convolutions: bool = False
     gradient_checkpointing: bool = (
         False  # compute activations again in the backward pass: less memory, more time
     )
@@ -204,5 +206,6 @@ class TrainSettings(Settings):
         """The fields that decide the resulting weights; a checkpoint of other values is of another run."""
         other = {"log_every", "checkpoint_every", "keep_checkpoints", "sample_every", "resume", "max_minutes"}
         return self.model_dump(
-            exclude=other | {"compile", "cuda_graphs", "max_loss_growth", "num_processes", "parallel"}
+            exclude=other
+            | {"compile", "cuda_graphs", "tune_convolutions", "max_loss_growth", "num_processes", "parallel"}
         )

@@ -27,6 +27,7 @@ from pyoco_pipeline.data.batches import Batch, ClipBatches
 from pyoco_pipeline.data.order import mix_seed
 from pyoco_pipeline.diffusion import Denoise
 from pyoco_pipeline.errors import Stopped, UserError
+from pyoco_pipeline.models.convolutions import tuned_convolutions
 from pyoco_pipeline.training.captured import CapturedLoss
 from pyoco_pipeline.training.checkpoint import CheckpointFolder, History, Snapshot, check_same_run
 from pyoco_pipeline.training.ema import EMA
@@ -114,9 +115,10 @@ class _Run:
         self._resume()
         self.parallel.start()
         self._capture()
-        with self._signals(), self._progress() as bar:
-            self._loop(bar)
-        self._sample()
+        with tuned_convolutions(self.settings.tune_convolutions):
+            with self._signals(), self._progress() as bar:
+                self._loop(bar)
+            self._sample()
         self._checkpoint()
         self.parallel.finish(self.ema)
         return self.history
