@@ -208,7 +208,7 @@ def work(rank: int, options: Options, port: int) -> None:
     device = torch.device("cuda", rank) if options.device == "cuda" else torch.device("cpu")
     if device.type == "cuda":
         torch.cuda.set_device(device)
-        torch.backends.cudnn.benchmark = options.tune  # not what the trainer does
+        torch.backends.cudnn.benchmark = options.tune  # as with train.tune_convolutions
         dist.init_process_group("nccl", rank=rank, world_size=count, device_id=device)
     else:
         torch.set_num_threads(max(1, torch.get_num_threads() // count))

@@ -38,7 +38,7 @@ from pyoco_pipeline.evaluation.digits3d import frames_per_step
 from pyoco_pipeline.evaluation.extractors import Digits3D, Lite0
 from pyoco_pipeline.evaluation.frechet import distance_of_statistics
 from pyoco_pipeline.evaluation.statistics import FeatureStatistics
-from pyoco_pipeline.generation import CaptionEmbedder, load_denoiser, sampling_precision
+from pyoco_pipeline.generation import CaptionEmbedder, load_denoiser, sampling_mode
 from pyoco_pipeline.models import load_stage_info
 from pyoco_pipeline.noise import prior_from_config
 
@@ -129,7 +129,7 @@ def print_key_frames(
         levels = torch.full((len(x0),), level, device=device)
         given = condition.given(x0, is_given.expand(len(x0), -1), levels, noise)
         options = {"solver": "dpmpp_2m", "steps": steps, "generator": draw, "device": device}
-        with torch.inference_mode(), sampling_precision(settings, device):
+        with sampling_mode(settings, device):
             made = sample(denoise, prior, x0.shape, **options, **cond, **given).clamp(-1, 1)
         made_error, given_error = (
             _rms((clip - x0)[:, :, is_given]) for clip in (made, given["concat"][:, : x0.shape[1]])

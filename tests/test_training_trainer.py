@@ -389,14 +389,3 @@ def test_a_validation_picture_reaches_the_metrics_log(run, tmp_path, caplog):
 
     assert [r.image for r in caplog.records if hasattr(r, "image")] == [picture]
     assert [r.metrics["loss"] for r in caplog.records if hasattr(r, "metrics")]
-
-
-@pytest.mark.parametrize("tune", [False, True])
-def test_convolutions_are_tuned_while_a_run_lasts_that_asks_for_it(run, tune):
-    seen = []
-    run(
-        TinyNetwork(), tune_convolutions=tune, validate=lambda *_: seen.append(torch.backends.cudnn.benchmark)
-    )
-
-    assert seen == [tune]
-    assert not torch.backends.cudnn.benchmark

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -97,11 +98,7 @@ def generate_clips(
         batch = {key: value[start : start + settings.batch_size].to(device) for key, value in cond.items()}
         places = range(first + start, first + min(start + settings.batch_size, len(captions)))
         seeds = [mix_seed(settings.seed, i) for i in places]
-        with (
-            torch.inference_mode(),
-            sampling_precision(settings, device),
-            tuned_convolutions(settings.tune_convolutions),
-        ):
+        with sampling_mode(settings, device):
             clip = as_sampled(material.stacked(places).to(device), autoencoder) if material else None
             if isinstance(condition, FramesCondition):
                 channels = autoencoder.channels if autoencoder else 3
@@ -170,9 +167,12 @@ def _mask(material: Material | None, frames: int) -> Tensor:
     return mask
 
 
-def sampling_precision(settings: GenerateSettings, device: torch.device) -> torch.autocast:
-    """What the network computes in; the solver's own arithmetic stays in float32."""
-    return torch.autocast(device.type, torch.bfloat16, enabled=_is_bf16(settings, device))
+@contextmanager
+def sampling_mode(settings: GenerateSettings, device: torch.device) -> Iterator[None]:
+    """Within: no gradients, and the network's precision and convolutions; the solver's arithmetic stays in float32."""
+    precision = torch.autocast(device.type, torch.bfloat16, enabled=_is_bf16(settings, device))
+    with torch.inference_mode(), precision, tuned_convolutions(settings.tune_convolutions):
+        yield
 
 
 def _is_bf16(settings: GenerateSettings, device: torch.device) -> bool:

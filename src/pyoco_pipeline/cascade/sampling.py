@@ -30,12 +30,11 @@ from pyoco_pipeline.generation import (
     CaptionEmbedder,
     as_sampled,
     load_denoiser,
-    sampling_precision,
+    sampling_mode,
     sampling_prior,
 )
 from pyoco_pipeline.models import StageInfo, load_stage_info, low_resolution_channels
 from pyoco_pipeline.models.autoencoder import Autoencoder
-from pyoco_pipeline.models.convolutions import tuned_convolutions
 from pyoco_pipeline.models.io import read_json
 from pyoco_pipeline.noise import NoisePrior, prior_from_config
 from pyoco_pipeline.sampling import Start, Windows, sample_batch
@@ -78,11 +77,7 @@ def continue_clips(
     while batch := list(islice(clips, size)):
         cond = {k: v.to(stage.device) for k, v in embed([item.caption for item in batch]).items()}
         stored = torch.from_numpy(np.stack([item.clip.video for item in batch]))
-        with (
-            torch.inference_mode(),
-            sampling_precision(settings, stage.device),
-            tuned_convolutions(settings.tune_convolutions),
-        ):
+        with sampling_mode(settings, stage.device):
             videos = stage.sample(stored, cond, null, place).cpu()
         for item, video in zip(batch, videos, strict=True):
             # Rate, scores and hash are of the clip before.

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 import torch
@@ -64,7 +64,7 @@ class VideoPipeline(DiffusionPipeline):
     sampling.image_below. sampling: `Sampling.config()`; without it, the trained prior and the settings' own defaults.
     """
 
-    _optional_components = ["vae", "image_model"]  # noqa: RUF012
+    _optional_components: ClassVar[list[str]] = ["vae", "image_model"]
 
     def __init__(
         self,
