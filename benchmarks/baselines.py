@@ -16,7 +16,8 @@ import torch
 from omegaconf import OmegaConf
 
 from pyoco_pipeline.config import GenerateSettings, InflateSettings
-from pyoco_pipeline.data.clips import CaptionedClip, Clip, ClipStore, write_clips
+from pyoco_pipeline.data.clip_writing import write_clips
+from pyoco_pipeline.data.clips import CaptionedClip, Clip, ClipStore
 from pyoco_pipeline.data.embeddings import TextEmbeddings
 from pyoco_pipeline.evaluation.evaluate import evaluate_clips
 from pyoco_pipeline.evaluation.results import flatten_metrics

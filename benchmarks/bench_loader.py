@@ -21,8 +21,9 @@ import pyarrow as pa
 import torch
 import torch.nn.functional as F
 
-from pyoco_pipeline.data import clips as clips_module
-from pyoco_pipeline.data.clips import CaptionedClip, Clip, ClipStore, write_clips
+from pyoco_pipeline.data import clip_writing
+from pyoco_pipeline.data.clip_writing import write_clips
+from pyoco_pipeline.data.clips import CaptionedClip, Clip, ClipStore
 from pyoco_pipeline.data.order import ShuffledOrder
 from pyoco_pipeline.data.reader import GroupReader, list_groups
 
@@ -126,7 +127,7 @@ def main() -> None:
     pa.set_cpu_count(1)
     if hasattr(os, "sched_setaffinity"):  # threads that read ahead count as work of the same core
         os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
-    clips_module.SHARD_ROWS = 256
+    clip_writing.SHARD_ROWS = 256
     found: dict[str, float] = {}
     with tempfile.TemporaryDirectory() as folder:
         shape = (arguments.frames, arguments.size, arguments.size)

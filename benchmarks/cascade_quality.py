@@ -30,7 +30,8 @@ from pyoco_pipeline.cascade.plan import PlannedStage
 from pyoco_pipeline.cascade.sampling import continue_clips, taken_shape
 from pyoco_pipeline.config import GenerateSettings, LaterStageSettings, SamplerSettings
 from pyoco_pipeline.data.batches import to_float, to_uint8
-from pyoco_pipeline.data.clips import CaptionedClip, ClipStore, write_clips
+from pyoco_pipeline.data.clip_writing import write_clips
+from pyoco_pipeline.data.clips import CaptionedClip, ClipStore
 from pyoco_pipeline.data.embeddings import TextEmbeddings
 from pyoco_pipeline.data.views import view_of
 from pyoco_pipeline.diffusion import sample

@@ -23,7 +23,8 @@ import torch
 from diffusers import UNet2DConditionModel
 
 from pyoco_pipeline.data.batches import BatchOptions, ClipBatches
-from pyoco_pipeline.data.clips import CaptionedClip, ClipStore, write_clips
+from pyoco_pipeline.data.clip_writing import write_clips
+from pyoco_pipeline.data.clips import CaptionedClip, ClipStore
 from pyoco_pipeline.data.digits import MovingDigitsSource
 from pyoco_pipeline.data.embeddings import TextEmbeddings, write_embeddings
 from pyoco_pipeline.models import inflate

@@ -21,7 +21,8 @@ from projects import kedro_run, make_project, only_base, tree
 
 from pyoco_pipeline import cli
 from pyoco_pipeline.cli import split_params, user_message
-from pyoco_pipeline.data.clips import CaptionedClip, ClipStore, write_clips
+from pyoco_pipeline.data.clip_writing import write_clips
+from pyoco_pipeline.data.clips import CaptionedClip, ClipStore
 from pyoco_pipeline.data.embeddings import TextEmbeddings
 from pyoco_pipeline.data.latents import write_latents
 from pyoco_pipeline.errors import UserError

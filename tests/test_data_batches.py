@@ -9,9 +9,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tiny import make_batches, train_settings
 
-from pyoco_pipeline.data import clips as clips_module
+from pyoco_pipeline.data import clip_writing
 from pyoco_pipeline.data.batches import BatchOptions, ClipBatches, to_float, to_uint8
-from pyoco_pipeline.data.clips import CaptionedClip, Clip, ClipStore, write_clips
+from pyoco_pipeline.data.clip_writing import write_clips
+from pyoco_pipeline.data.clips import CaptionedClip, Clip, ClipStore
 from pyoco_pipeline.data.embeddings import TextEmbeddings, write_embeddings
 from pyoco_pipeline.data.order import mix_seed
 from pyoco_pipeline.errors import UserError
@@ -184,7 +185,7 @@ def test_parts_of_a_batch_are_the_batch(ten):
 
 
 def test_a_part_reads_only_the_groups_of_its_lanes(tmp_path, monkeypatch):
-    monkeypatch.setattr(clips_module, "SHARD_ROWS", 2)
+    monkeypatch.setattr(clip_writing, "SHARD_ROWS", 2)
     source = ClipBatches(*numbered(tmp_path, 32), BatchOptions(4, caption_dropout=0.0, lanes=2))
     source.batch(0, CPU, (1, 2))
     first, second = source._videos.walks[0]
@@ -285,7 +286,7 @@ def test_what_is_drawn_in_decoding_does_not_depend_on_the_parts(ten):
 
 
 def test_the_memory_of_the_shuffle_is_bounded_over_all_sizes_and_kinds_of_steps(tmp_path, monkeypatch):
-    monkeypatch.setattr(clips_module, "SHARD_ROWS", 4)
+    monkeypatch.setattr(clip_writing, "SHARD_ROWS", 4)
     items = [
         CaptionedClip(Clip(f"{w}-{i}", np.full((FRAMES, 2, w, 3), i, np.uint8)), f"clip {i % 8}", "train")
         for w in (2, 3, 4, 5)
@@ -310,7 +311,7 @@ def test_the_memory_of_the_shuffle_is_bounded_over_all_sizes_and_kinds_of_steps(
 
 
 def test_few_clips_are_seen_equally_often_from_all_lanes(tmp_path, monkeypatch):
-    monkeypatch.setattr(clips_module, "SHARD_ROWS", 10)
+    monkeypatch.setattr(clip_writing, "SHARD_ROWS", 10)
     source = ClipBatches(*numbered(tmp_path, 30), BatchOptions(2, caption_dropout=0.0, lanes=2))
     seen = Counter(i for k in range(60) for i in shown(source.batch(k, CPU)))
 
@@ -318,7 +319,7 @@ def test_few_clips_are_seen_equally_often_from_all_lanes(tmp_path, monkeypatch):
 
 
 def test_a_store_that_is_written_anew_ends_the_reading(tmp_path, monkeypatch):
-    monkeypatch.setattr(clips_module, "SHARD_ROWS", 2)
+    monkeypatch.setattr(clip_writing, "SHARD_ROWS", 2)
     store, text = numbered(tmp_path, 16)
     source = ClipBatches(store, text, BatchOptions(2, buffer=2))
     source.batch(0, CPU)

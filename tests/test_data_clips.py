@@ -9,8 +9,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pyoco_pipeline.data import clips as clips_module
-from pyoco_pipeline.data.clips import CaptionedClip, Clip, ClipStore, write_clips
+from pyoco_pipeline.data import clip_writing
+from pyoco_pipeline.data.clip_writing import write_clips
+from pyoco_pipeline.data.clips import CaptionedClip, Clip, ClipStore
 from pyoco_pipeline.errors import UserError
 
 SHAPE = (2, 3, 4)
@@ -69,7 +70,7 @@ def test_how_clips_are_sharded_changes_neither_their_order_nor_their_digest(
 ):
     items = [clip(i) for i in range(7)]
     whole = write(tmp_path / "whole", items)
-    monkeypatch.setattr(clips_module, "SHARD_ROWS", shard_rows)
+    monkeypatch.setattr(clip_writing, "SHARD_ROWS", shard_rows)
     sharded = write(tmp_path / "sharded", iter(items))
 
     assert len(list((tmp_path / "sharded").glob("*.parquet"))) == -(-7 // shard_rows)
@@ -116,7 +117,7 @@ def test_a_clip_of_another_shape_or_type_is_a_value_error(tmp_path, wrong):
 
 
 def test_clips_are_streamed_into_shards(tmp_path, monkeypatch):
-    monkeypatch.setattr(clips_module, "SHARD_ROWS", 2)
+    monkeypatch.setattr(clip_writing, "SHARD_ROWS", 2)
     written = []
 
     def endless():

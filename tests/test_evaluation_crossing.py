@@ -10,7 +10,8 @@ import pytest
 import torch
 from projects import kedro_run, make_project
 
-from pyoco_pipeline.data.clips import CaptionedClip, ClipStore, write_clips
+from pyoco_pipeline.data.clip_writing import write_clips
+from pyoco_pipeline.data.clips import CaptionedClip, ClipStore
 from pyoco_pipeline.data.digits import MovingDigitsSource
 from pyoco_pipeline.data.embeddings import TextEmbeddings
 from pyoco_pipeline.errors import UserError

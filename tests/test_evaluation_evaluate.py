@@ -8,7 +8,8 @@ import pytest
 import torch
 from pydantic import ValidationError
 
-from pyoco_pipeline.data.clips import CaptionedClip, Clip, ClipStore, write_clips
+from pyoco_pipeline.data.clip_writing import write_clips
+from pyoco_pipeline.data.clips import CaptionedClip, Clip, ClipStore
 from pyoco_pipeline.data.digits import ATTRIBUTES, plan_clips, render_clips
 from pyoco_pipeline.errors import UserError
 from pyoco_pipeline.evaluation.digits3d import Digits3DNet, save_digits3d

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from test_evaluation_evaluate import store
 from tiny_extractors import noise_store
 
-from pyoco_pipeline.data import clips as clips_module
+from pyoco_pipeline.data import clip_writing
 from pyoco_pipeline.data.clips import ClipStore
 from pyoco_pipeline.errors import UserError
 from pyoco_pipeline.evaluation.digits3d import Digits3DNet, save_digits3d
@@ -45,7 +45,7 @@ def digits3d(tmp_path_factory):
 def many_shards(tmp_path_factory):
     """30 clips in shards of four."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(clips_module, "SHARD_ROWS", 4)
+        patch.setattr(clip_writing, "SHARD_ROWS", 4)
         return noise_store(tmp_path_factory.mktemp("many"), 30, frames=2, size=4)
 
 

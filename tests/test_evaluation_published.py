@@ -12,7 +12,8 @@ from published_files import random_state
 from pydantic import ValidationError
 from tiny_extractors import DIM, MEDIA, TinyExtractor, given, noise_store, use_tiny_extractors, videos
 
-from pyoco_pipeline.data.clips import CaptionedClip, Clip, ClipStore, write_clips
+from pyoco_pipeline.data.clip_writing import write_clips
+from pyoco_pipeline.data.clips import CaptionedClip, Clip, ClipStore
 from pyoco_pipeline.errors import UserError
 from pyoco_pipeline.evaluation import wanted
 from pyoco_pipeline.evaluation.evaluate import METRICS, EvaluateSettings, evaluate_clips, split_reference

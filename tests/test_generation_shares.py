@@ -12,7 +12,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pyoco_pipeline.config import GenerateSettings, SamplerSettings
-from pyoco_pipeline.data.clips import ClipStore, write_clips
+from pyoco_pipeline.data.clip_writing import write_clips
+from pyoco_pipeline.data.clips import ClipStore
 from pyoco_pipeline.data.embeddings import TextEmbeddings
 from pyoco_pipeline.errors import UserError
 from pyoco_pipeline.launch import share

@@ -15,7 +15,8 @@ from hypothesis import strategies as st
 from tiny import make_store
 
 from pyoco_pipeline.data.batches import BatchOptions, ClipBatches
-from pyoco_pipeline.data.clips import CaptionedClip, Clip, ClipStore, write_clips
+from pyoco_pipeline.data.clip_writing import write_clips
+from pyoco_pipeline.data.clips import CaptionedClip, Clip, ClipStore
 from pyoco_pipeline.data.embeddings import TextEmbeddings
 from pyoco_pipeline.data.latents import (
     autoencoder_sha256,

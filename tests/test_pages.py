@@ -16,7 +16,8 @@ from tiny import make_store
 
 from pyoco_pipeline.analysis.analyse import analyse
 from pyoco_pipeline.analysis.page import render_page
-from pyoco_pipeline.data.clips import CaptionedClip, ClipStore, write_clips
+from pyoco_pipeline.data.clip_writing import write_clips
+from pyoco_pipeline.data.clips import CaptionedClip, ClipStore
 from pyoco_pipeline.data.ingest_html import ingest_report_html
 from pyoco_pipeline.noise import IIDNoise
 

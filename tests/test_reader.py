@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from test_data_clips import SHAPE, clip, write
 
-from pyoco_pipeline.data import clips as clips_module
+from pyoco_pipeline.data import clip_writing
 from pyoco_pipeline.data.clips import ClipStore
 from pyoco_pipeline.data.order import ShuffledOrder
 from pyoco_pipeline.data.reader import GroupReader, list_groups
@@ -13,8 +13,8 @@ from pyoco_pipeline.data.reader import GroupReader, list_groups
 @pytest.fixture
 def store(tmp_path, monkeypatch) -> ClipStore:
     """Twenty clips in shards of six, in groups of two."""
-    monkeypatch.setattr(clips_module, "SHARD_ROWS", 6)
-    monkeypatch.setattr(clips_module, "GROUP_BYTES", 2 * int(np.prod((*SHAPE, 3))))
+    monkeypatch.setattr(clip_writing, "SHARD_ROWS", 6)
+    monkeypatch.setattr(clip_writing, "GROUP_BYTES", 2 * int(np.prod((*SHAPE, 3))))
     write(tmp_path, [clip(i) for i in range(20)])
     return ClipStore(tmp_path)
 
@@ -30,7 +30,7 @@ def test_groups_hold_all_rows_of_a_store(store):
 
 @pytest.mark.parametrize("compression", ["none", "zstd"])
 def test_a_walk_reads_the_clips_of_its_order(tmp_path, store, compression):
-    clips_module.write_clips(
+    clip_writing.write_clips(
         tmp_path / "copy", store.take(), kind="test", shape=SHAPE, fps=8.0, compression=compression
     )
     copy = ClipStore(tmp_path / "copy")

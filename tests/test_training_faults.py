@@ -20,7 +20,8 @@ from safetensors.torch import load_file
 from tiny import make_batches, make_embeddings, make_objective, make_store, make_video_unet, train_settings
 
 from pyoco_pipeline.config import StageSettings
-from pyoco_pipeline.data.clips import ClipStore, write_clips
+from pyoco_pipeline.data.clip_writing import write_clips
+from pyoco_pipeline.data.clips import ClipStore
 from pyoco_pipeline.data.embeddings import TextEmbeddings
 from pyoco_pipeline.errors import UserError
 from pyoco_pipeline.models import save_video_model

@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 from tiny import make_embeddings
 
 from pyoco_pipeline.data.batches import BatchOptions, ClipBatches, to_float
-from pyoco_pipeline.data.clips import CaptionedClip, Clip, ClipStore, write_clips
+from pyoco_pipeline.data.clip_writing import write_clips
+from pyoco_pipeline.data.clips import CaptionedClip, Clip, ClipStore
 from pyoco_pipeline.data.views import ClipView, shrink, view_of
 from pyoco_pipeline.errors import UserError
 

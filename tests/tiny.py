@@ -11,7 +11,8 @@ from diffusers import UNet2DConditionModel
 from torch import Tensor, nn
 
 from pyoco_pipeline.data.batches import BatchOptions, ClipBatches
-from pyoco_pipeline.data.clips import CaptionedClip, ClipStore, write_clips
+from pyoco_pipeline.data.clip_writing import write_clips
+from pyoco_pipeline.data.clips import CaptionedClip, ClipStore
 from pyoco_pipeline.data.digits import MovingDigitsSource
 from pyoco_pipeline.data.embeddings import TextEmbeddings, write_embeddings
 from pyoco_pipeline.models import StageInfo, VideoUNet, inflate

@@ -21,7 +21,8 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from tqdm import tqdm
 
-from pyoco_pipeline.data.clips import Manifest, Shard, write_manifest, write_table
+from pyoco_pipeline.data.clip_writing import write_manifest, write_table
+from pyoco_pipeline.data.clips import Manifest, Shard
 from pyoco_pipeline.data.executors import run_tasks
 from pyoco_pipeline.data.filters import duplicates
 from pyoco_pipeline.data.ingest_html import write_report

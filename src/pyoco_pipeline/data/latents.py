@@ -26,7 +26,8 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from pyoco_pipeline.data.clips import CaptionedClip, ClipStore, Manifest, Shard, ShardWriter, write_manifest
+from pyoco_pipeline.data.clip_writing import ShardWriter, write_manifest
+from pyoco_pipeline.data.clips import CaptionedClip, ClipStore, Manifest, Shard
 from pyoco_pipeline.errors import UserError
 
 if TYPE_CHECKING:

@@ -24,7 +24,8 @@ import numpy as np
 import pandas as pd
 import pyarrow.parquet as pq
 
-from pyoco_pipeline.data.clips import SHARD_ROWS, CaptionedClip, Clip, Shard, ShardWriter, shard_name
+from pyoco_pipeline.data.clip_writing import SHARD_ROWS, ShardWriter, shard_name
+from pyoco_pipeline.data.clips import CaptionedClip, Clip, Shard
 from pyoco_pipeline.data.cutting import CutOptions
 from pyoco_pipeline.data.filters import FilterOptions, rejection
 from pyoco_pipeline.data.isolation import Isolated, IsolationError

@@ -13,7 +13,8 @@ from typing import Any
 
 import numpy as np
 
-from pyoco_pipeline.data.clips import CaptionedClip, Clip, ClipStore, write_clips
+from pyoco_pipeline.data.clip_writing import write_clips
+from pyoco_pipeline.data.clips import CaptionedClip, Clip, ClipStore
 from pyoco_pipeline.data.cutting import CutOptions, cut_video
 from pyoco_pipeline.data.isolation import Isolated, IsolationError
 from pyoco_pipeline.data.media import VideoError, decoder_errors, open_video_stream

@@ -14,7 +14,8 @@ from typing import Any
 
 import torch
 
-from pyoco_pipeline.data.clips import CaptionedClip, ClipStore, write_clips
+from pyoco_pipeline.data.clip_writing import write_clips
+from pyoco_pipeline.data.clips import CaptionedClip, ClipStore
 from pyoco_pipeline.data.embeddings import TextEmbeddings
 from pyoco_pipeline.data.latents import autoencoder_sha256, training_store
 from pyoco_pipeline.errors import UserError

@@ -13,7 +13,8 @@ import numpy as np
 import torch
 from filelock import FileLock
 
-from pyoco_pipeline.data.clips import CaptionedClip, Clip, ClipStore, write_clips
+from pyoco_pipeline.data.clip_writing import write_clips
+from pyoco_pipeline.data.clips import CaptionedClip, Clip, ClipStore
 from pyoco_pipeline.data.latents import open_autoencoder
 from pyoco_pipeline.data.order import mix_seed
 from pyoco_pipeline.diffusion import Denoise

@@ -99,7 +99,8 @@ def _write_base(
     trained: Any,
     embeddings: Any,
 ) -> None:
-    from pyoco_pipeline.data.clips import CaptionedClip, Clip, write_clips
+    from pyoco_pipeline.data.clip_writing import write_clips
+    from pyoco_pipeline.data.clips import CaptionedClip, Clip
     from pyoco_pipeline.data.latents import open_autoencoder
     from pyoco_pipeline.generation import Material, generate_clips
 
@@ -160,7 +161,8 @@ def _write_later(
     from pyoco_pipeline.cascade.folders import is_none
     from pyoco_pipeline.cascade.sampling import continue_clips as sample
     from pyoco_pipeline.cascade.sampling import taken_fps, taken_shape
-    from pyoco_pipeline.data.clips import ClipStore, write_clips
+    from pyoco_pipeline.data.clip_writing import write_clips
+    from pyoco_pipeline.data.clips import ClipStore
     from pyoco_pipeline.data.latents import open_autoencoder
 
     autoencoder = open_autoencoder(trained)

@@ -24,7 +24,7 @@ def write_shares(
     A share is of consecutive whole batches, so that the batches are those of one process. write and arguments must be
     picklable, and write is found by its module and name.
     """
-    from pyoco_pipeline.data.clips import join_clips
+    from pyoco_pipeline.data.clip_writing import join_clips
     from pyoco_pipeline.launch import devices, launch, useful
 
     on = useful(devices(num_processes), count, batch_size)

@@ -94,7 +94,8 @@ def _checked(folder: str, stage: str, shape: tuple[int, int, int], fps: float) -
 
 def _cut(folder: Path, shape: tuple[int, int, int], fps: float, limit: int, into: Path) -> Any:
     """A store of one clip per file, at most `limit`."""
-    from pyoco_pipeline.data.clips import ClipStore, write_clips
+    from pyoco_pipeline.data.clip_writing import write_clips
+    from pyoco_pipeline.data.clips import ClipStore
 
     left_out: dict[str, str] = {}
     clips = islice(_cut_each(folder, _listed(folder), shape, fps, left_out), limit)
