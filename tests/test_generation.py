@@ -189,7 +189,7 @@ def test_an_encoder_whose_weights_have_changed_since_ingest_is_refused(model, tm
 
 
 def test_bfloat16_changes_clips_by_its_rounding_only(model, embeddings):
-    exact, rounded = (generate(model, embeddings, precision=p).float() for p in ("auto", "bf16"))
+    exact, rounded = (generate(model, embeddings, precision=p).float() for p in ("float32", "bf16"))
 
     assert not torch.equal(rounded, exact)
     assert (rounded - exact).abs().mean() < 4  # of 255
@@ -270,7 +270,9 @@ def test_a_model_that_embeds_frame_rates_is_told_those_of_its_clips(tmp_path):
     save_video_model(trained, tmp_path / "base", info)
 
     def at(fps: float | None) -> torch.Tensor:
-        settings = generate_settings()
+        settings = generate_settings(
+            precision="float32"
+        )  # so little trained, it makes a difference below bf16's rounding
         clips = generate_clips(tmp_path / "base", settings, captions[:2], texts, SHAPE, fps=fps)
         return torch.stack(list(clips))
 

@@ -31,7 +31,13 @@ def error(found: Tensor, expected: Tensor) -> float:
 @pytest.mark.parametrize("compiled", [False, True])
 @pytest.mark.parametrize(
     ("channels", "size", "groups", "embedding"),
-    [(320, 16, 32, "add"), (512, 32, 32, "scale and shift"), (96, 9, 32, "both"), (24, 5, 3, "none")],
+    [
+        (320, 16, 32, "add"),
+        (512, 32, 32, "scale and shift"),
+        (96, 9, 32, "both"),
+        (24, 5, 3, "none"),
+        (32, 80, 8, "both"),  # more positions than a program holds
+    ],
 )
 def test_group_norm_and_its_gradients(
     dtype: torch.dtype, compiled: bool, channels: int, size: int, groups: int, embedding: str

@@ -202,6 +202,7 @@ def test_a_configuration_without_a_score_goes_no_further() -> None:
         ({"fewer_clips": FEWER | {"sigma_means": [2.0]}}, "has 2.0, which sigma_means has not"),
         ({"fewer_clips": FEWER | {"num_clips": [5, 5]}}, "has one twice"),
         ({"solver_steps": [0]}, "greater than 0"),
+        ({"sampled_from": [0]}, "greater than 0"),
         ({"sigma_means": [math.nan]}, "finite number"),
     ],
 )

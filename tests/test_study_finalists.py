@@ -1,4 +1,4 @@
-"""The finalists: sampled with other numbers of solver steps, and the lead over i.i.d. noise with fewer clips."""
+"""The finalists: sampled in other numbers of solver steps and from other noise levels, and with fewer clips."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from test_study_pipeline import CLIPS, DIGITS, Tags, study
 from test_study_run import METRIC, make_material, score_files, settings
 from test_study_statistics import cells
 
+from pyoco_pipeline.config import SamplerSettings
 from pyoco_pipeline.data.clips import ClipStore
 from pyoco_pipeline.errors import UserError
 from pyoco_pipeline.study.analyse import analyse
@@ -31,7 +32,7 @@ FEWER = {
 
 
 def whole_settings(**changes: Any) -> AblateAlphaSettings:
-    return settings(solver_steps=[1, 2, 3], fewer_clips=FEWER, **changes)
+    return settings(solver_steps=[1, 2, 3], sampled_from=[20, 80], fewer_clips=FEWER, **changes)
 
 
 @pytest.fixture(scope="module")
@@ -54,15 +55,26 @@ def test_finalists_are_sampled_with_every_number_of_steps_from_their_last_weight
 ) -> None:
     material, found = whole
     finalists = set(found["rungs"][-1]["trained"])
-    solved = [cell for cell in found["cells"] if cell["solver"]]
+    solved = [cell for cell in found["cells"] if cell["solver_steps"]]
     assert {cell["configuration"] for cell in solved} == finalists
     assert {cell["seed"] for cell in solved} == {0, 1}
     for cell in solved:
-        values = {row["solver_steps"]: row["values"][METRIC] for row in cell["solver"]}
+        values = {row["solver_steps"]: row["values"][METRIC] for row in cell["solver_steps"]}
         assert set(values) == {1, 2, 3}
         assert values[2] == last(cell)  # that of training: nothing is sampled twice
         assert len(set(values.values())) == 3
-        assert len(list(CellFolder(material.work, cell["id"]).solver.folder.iterdir())) == 2
+        assert len(list(CellFolder(material.work, cell["id"]).resampled.folder.iterdir())) == 4
+
+
+def test_finalists_are_sampled_from_every_noise_level_as_well(whole: tuple[Material, dict[str, Any]]) -> None:
+    _, found = whole
+    begun = [cell for cell in found["cells"] if cell["sigma_max"]]
+    assert {cell["configuration"] for cell in begun} == set(found["rungs"][-1]["trained"])
+    for cell in begun:
+        values = {row["sigma_max"]: row["values"][METRIC] for row in cell["sigma_max"]}
+        assert set(values) == {20, 80}
+        assert values[80] == pytest.approx(last(cell))  # EDM's own, which training's scores are sampled from
+        assert values[20] != values[80]
 
 
 def test_sampling_with_the_steps_of_training_from_the_checkpoint_gives_the_scores_of_training(
@@ -70,34 +82,34 @@ def test_sampling_with_the_steps_of_training_from_the_checkpoint_gives_the_score
 ) -> None:
     """The same weights, prior, captions and seeds, by way of disk."""
     from pyoco_pipeline.study.halving import Cell, CellTask, configurations
-    from pyoco_pipeline.study.solver_steps import SolverTask
+    from pyoco_pipeline.study.resampled import ResampleTask
 
     material, found = whole
     of = whole_settings()
-    record = next(cell for cell in found["cells"] if cell["solver"])
+    record = next(cell for cell in found["cells"] if cell["solver_steps"])
     chosen = next(c for c in configurations(of) if c.name == record["configuration"])
     trained = CellTask(Cell(chosen, record["seed"]), 8, of, material, found["shared"], found["code"])
 
-    class Anew(SolverTask):
-        def scored(self, steps: int) -> Any:
-            return self.folder.scored(f"anew-{steps}")
+    class Anew(ResampleTask):
+        def scored(self, sampler: SamplerSettings) -> Any:
+            return self.folder.scored(f"anew-{sampler.steps}")
 
     assert Anew(trained).run() == "done"
-    assert {row["solver_steps"]: row["values"][METRIC] for row in Anew(trained).rows()} == pytest.approx(
-        {row["solver_steps"]: row["values"][METRIC] for row in record["solver"]}
-    )
+    assert {
+        row["solver_steps"]: row["values"][METRIC] for row in Anew(trained).rows("solver_steps")
+    } == pytest.approx({row["solver_steps"]: row["values"][METRIC] for row in record["solver_steps"]})
 
 
 def test_what_was_sampled_is_not_sampled_again_and_a_new_number_alone_is(
     whole: tuple[Material, dict[str, Any]],
 ) -> None:
     material, _ = whole
-    files = sorted(material.work.glob("cells/*/solver/*/*.json"))
+    files = sorted(material.work.glob("cells/*/resampled/*/*.json"))
     times = [path.stat().st_mtime_ns for path in files]
     more = whole_settings().model_copy(update={"solver_steps": (1, 2, 3, 4)})
     found = run_study(replace(material), more)
     assert [path.stat().st_mtime_ns for path in files] == times
-    numbers = {row["solver_steps"] for cell in found["cells"] for row in cell["solver"]}
+    numbers = {row["solver_steps"] for cell in found["cells"] for row in cell["solver_steps"]}
     assert numbers == {1, 2, 3, 4}
 
 
@@ -107,10 +119,10 @@ def test_a_study_out_of_time_samples_nothing_and_says_that_it_is_not_finished(tm
     late = settings(solver_steps=[1], max_minutes=1e-9)
     found = run_study(replace(material), late)
     assert not found["finished"]
-    assert not any(cell["solver"] for cell in found["cells"])
+    assert not any(cell["solver_steps"] for cell in found["cells"])
     again = run_study(replace(material), settings(solver_steps=[1, 2]))
     assert again["finished"]
-    assert any(cell["solver"] for cell in again["cells"])
+    assert any(cell["solver_steps"] for cell in again["cells"])
 
 
 def test_cells_that_were_trained_on_can_not_be_sampled_as_they_were_before(tmp_path: Path) -> None:
@@ -120,7 +132,7 @@ def test_cells_that_were_trained_on_can_not_be_sampled_as_they_were_before(tmp_p
     run_study(replace(material), settings(**of, rungs=[{"steps": 8}, {"steps": 12}]))
     found = run_study(replace(material), settings(**of, rungs=[{"steps": 8}], solver_steps=[1, 2]))
     assert found["finished"]
-    error = CellFolder(material.work, found["cells"][0]["id"]).solver.error()
+    error = CellFolder(material.work, found["cells"][0]["id"]).resampled.error()
     assert error is not None
     assert "no checkpoint of step 8, the one there is of step 12" in error
     assert found["cells"][0]["status"] == "done"  # its training is whole
@@ -220,7 +232,8 @@ def test_the_page_has_solver_steps_and_fewer_clips_where_there_are_some() -> Non
     made = study()
     for cell in made["cells"]:
         score = cell["evaluations"][-1]["values"][METRIC]
-        cell["solver"] = [{"solver_steps": n, "values": {METRIC: score + 10 / n}} for n in (4, 9, 18)]
+        cell["solver_steps"] = [{"solver_steps": n, "values": {METRIC: score + 10 / n}} for n in (4, 9, 18)]
+        cell["sigma_max"] = [{"sigma_max": s, "values": {METRIC: score + s / 20}} for s in (20, 80.5)]
     extra = few_cells(100, 300, 150)
     for cell in extra:
         blank = {"id": "0", "status": "done", "error": None, "train_s": 1.0, "score_s": 1.0}
@@ -228,7 +241,7 @@ def test_the_page_has_solver_steps_and_fewer_clips_where_there_are_some() -> Non
     made["cells"] += extra
     found = analyse(made, DIGITS, CLIPS, 500)
     json.dumps(found, allow_nan=False)
-    assert {"solver", "clips"} <= draw_figures(found, DIGITS).keys()
+    assert {"solver", "sampled_from", "clips"} <= draw_figures(found, DIGITS).keys()
     page = Tags(render_page(found, DIGITS, {}, [])).text
     assert "Quality against solver steps" in page
     assert "With fewer clips" in page

@@ -30,6 +30,7 @@ PARAMS: dict[str, object] = {
     "ablate_alpha.num_shown": 2,
     "ablate_alpha.sampler.steps": 2,
     "ablate_alpha.solver_steps": "[1,2]",
+    "ablate_alpha.sampled_from": "[20,80]",
     "ablate_alpha.evaluate.metrics": "[fvd_digits3d,is_digits3d]",
 }
 
@@ -80,6 +81,7 @@ def test_a_study_from_parameters_to_flat_runs_numbers_and_page(
     assert {p.stem for p in (reporting / "alpha_study_figures").iterdir()} == {
         "alpha",
         "motion",
+        "sampled_from",
         "solver",
         "steps",
         "spectrum",
@@ -107,6 +109,8 @@ def test_a_study_from_parameters_to_flat_runs_numbers_and_page(
         solved = client.get_metric_history(run.info.run_id, "by_solver_steps/fvd_digits3d")
         assert [metric.step for metric in solved] == [1, 2]
         assert solved[1].value == history[1].value
+        (begun,) = client.get_metric_history(run.info.run_id, "sampled_from_80/fvd_digits3d")
+        assert (begun.step, begun.value) == (2, history[1].value)
         videos = [item.path for item in client.list_artifacts(run.info.run_id, "videos")]
         assert videos == [f"videos/step-00000002-{i:02d}.mp4" for i in range(2)]
     whole = client.search_runs([experiment.experiment_id], 'tags.pipelines = "ablate_alpha"')

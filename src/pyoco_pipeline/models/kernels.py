@@ -1,8 +1,8 @@
 """Triton kernels behind `fused`, with their gradients; imported only where Triton is installed.
 
 Group norm is linear in x once its statistics are known: norm(x + add) = A x + B, one pair per image and channel. A
-program reads the channels of a few whole groups of one image to sum them, and again, from the GPU's cache where the
-image is small, to write SiLU(A x + B). The gradient goes in the same two passes.
+program reads the channels of a few whole groups of one image to sum them, and writes SiLU(A x + B) of what it still
+holds, or, of an image too large for that, reads again. The gradient goes in two passes.
 
 To torch.compile they are opaque operators, for it would compile each kernel anew for each place where it stands;
 without it they are called directly, which costs a fraction of an operator's call.
@@ -20,6 +20,14 @@ from torch import Tensor
 from torch.library import custom_op
 
 _BLOCK_C, _BLOCK_P, _WARPS = 64, 64, 4  # the fastest of 20 on an H100
+_LARGE_P, _LARGE_BLOCK_P = (
+    2048,
+    128,
+)  # positions from which on, and how many at once are the fastest on an H200
+_HELD = (
+    16384  # values of bfloat16 that a program holds; more, or padded groups, are slower than to read twice
+)
+_MOST_C, _LEAST_C = 32, 16  # channels of such a program; 16 are 32 bytes, the least that is worth reading
 
 
 @triton.jit
@@ -39,20 +47,29 @@ def _of_group(v, GB: tl.constexpr, KP: tl.constexpr):
 def _norm_silu_kernel(
     x_ptr, w_ptr, b_ptr, add_ptr, y_ptr, mean_ptr, rstd_ptr, P, C, w_row, eps,
     HAS_ADD: tl.constexpr, SILU: tl.constexpr,
-    G: tl.constexpr, K: tl.constexpr, GB: tl.constexpr, KP: tl.constexpr, BP: tl.constexpr,
+    G: tl.constexpr, K: tl.constexpr, GB: tl.constexpr, KP: tl.constexpr, BP: tl.constexpr, HOLDS: tl.constexpr,
 ):  # fmt: skip
-    n = tl.program_id(0).to(tl.int64)
+    blocks = tl.cdiv(G, GB)  # of one image, beside each other, so that they share what the cache reads of it
+    n = (tl.program_id(0) // blocks).to(tl.int64)
     i = tl.arange(0, GB * KP)
-    g, k = tl.program_id(1) * GB + i // KP, i % KP
+    g, k = tl.program_id(0) % blocks * GB + i // KP, i % KP
     c, valid = g * K + k, (g < G) & (k < K)
-    s1 = tl.zeros([GB * KP], tl.float32)
-    s2 = tl.zeros([GB * KP], tl.float32)
-    for p0 in range(0, P, BP):
-        p = p0 + tl.arange(0, BP)
+    if HOLDS:  # BP positions are all
+        p = tl.arange(0, BP)
         mask = (p < P)[:, None] & valid[None, :]
-        x = tl.load(x_ptr + (n * P + p)[:, None] * C + c[None, :], mask=mask, other=0.0).to(tl.float32)
-        s1 += tl.sum(x, 0)
-        s2 += tl.sum(x * x, 0)
+        at = (n * P + p)[:, None] * C + c[None, :]
+        held = tl.load(x_ptr + at, mask=mask, other=0.0)
+        x = held.to(tl.float32)
+        s1, s2 = tl.sum(x, 0), tl.sum(x * x, 0)
+    else:
+        s1 = tl.zeros([GB * KP], tl.float32)
+        s2 = tl.zeros([GB * KP], tl.float32)
+        for p0 in range(0, P, BP):
+            p = p0 + tl.arange(0, BP)
+            mask = (p < P)[:, None] & valid[None, :]
+            x = tl.load(x_ptr + (n * P + p)[:, None] * C + c[None, :], mask=mask, other=0.0).to(tl.float32)
+            s1 += tl.sum(x, 0)
+            s2 += tl.sum(x * x, 0)
     add = tl.zeros([GB * KP], tl.float32)
     if HAS_ADD:
         add = tl.load(add_ptr + n * C + c, mask=valid, other=0.0)
@@ -65,13 +82,18 @@ def _norm_silu_kernel(
     tl.store(rstd_ptr + n * G + g, rstd, mask=valid & (k == 0))
     A = tl.load(w_ptr + n * w_row + c, mask=valid, other=0.0) * rstd
     B = tl.load(b_ptr + n * w_row + c, mask=valid, other=0.0) + centred * A
-    for p0 in range(0, P, BP):
-        p = p0 + tl.arange(0, BP)
-        mask = (p < P)[:, None] & valid[None, :]
-        at = (n * P + p)[:, None] * C + c[None, :]
-        z = tl.load(x_ptr + at, mask=mask, other=0.0).to(tl.float32) * A[None, :] + B[None, :]
+    if HOLDS:
+        z = held.to(tl.float32) * A[None, :] + B[None, :]
         y = z * tl.sigmoid(z) if SILU else z
         tl.store(y_ptr + at, y.to(y_ptr.dtype.element_ty), mask=mask)
+    else:
+        for p0 in range(0, P, BP):
+            p = p0 + tl.arange(0, BP)
+            mask = (p < P)[:, None] & valid[None, :]
+            at = (n * P + p)[:, None] * C + c[None, :]
+            z = tl.load(x_ptr + at, mask=mask, other=0.0).to(tl.float32) * A[None, :] + B[None, :]
+            y = z * tl.sigmoid(z) if SILU else z
+            tl.store(y_ptr + at, y.to(y_ptr.dtype.element_ty), mask=mask)
 
 
 @triton.jit
@@ -128,15 +150,27 @@ def _norm_silu_gradient_kernel(
         tl.store(dx_ptr + at, dx.to(dx_ptr.dtype.element_ty), mask=mask)
 
 
-def _norm_sizes(x: Tensor, groups: int) -> tuple[tuple[int, int], dict[str, int]]:
-    """The grid, of images and blocks of whole groups, and the kernels' sizes."""
-    images, positions, channels = x.shape
+def _norm_sizes(x: Tensor, groups: int, block_p: int) -> tuple[int, dict[str, int]]:
+    """The number of blocks of whole groups of an image, and the kernels' sizes."""
+    _, positions, channels = x.shape
     width = channels // groups
     padded = triton.next_power_of_2(width)
     taken = max(1, _BLOCK_C // padded)
-    rows = min(_BLOCK_P, triton.next_power_of_2(positions))
+    rows = min(block_p, triton.next_power_of_2(positions))
     sizes = {"G": groups, "K": width, "GB": taken, "KP": padded, "BP": rows, "num_warps": _WARPS}
-    return (images, triton.cdiv(groups, taken)), sizes
+    return triton.cdiv(groups, taken), sizes
+
+
+def _held_sizes(x: Tensor, groups: int) -> tuple[int, dict[str, int]] | None:
+    """As `_norm_sizes`, of programs that hold all positions of their channels; None where reading twice is faster."""
+    _, positions, channels = x.shape
+    width, rows = channels // groups, triton.next_power_of_2(positions)
+    values = rows * x.element_size() // 2  # of a channel
+    if width & (width - 1) or max(width, _LEAST_C) * values > _HELD:
+        return None
+    taken = max(width, min(_MOST_C, _HELD // values))
+    sizes = {"G": groups, "K": width, "GB": taken // width, "KP": width, "BP": rows}
+    return triton.cdiv(channels, taken), sizes | {"num_warps": max(4, taken * values // 2048)}
 
 
 def _norm_silu(
@@ -149,11 +183,13 @@ def _norm_silu(
     images, positions, channels = x.shape
     y = torch.empty_like(x)
     mean, rstd = (x.new_empty((images, groups), dtype=torch.float32) for _ in range(2))
-    grid, sizes = _norm_sizes(x, groups)
+    held = _held_sizes(x, groups)
+    large = positions >= _LARGE_P
+    blocks, sizes = held or _norm_sizes(x, groups, _LARGE_BLOCK_P if large else _BLOCK_P)
     w_row = channels if weight.ndim == 2 else 0
-    _norm_silu_kernel[grid](
+    _norm_silu_kernel[(images * blocks,)](
         x, weight, bias, add, y, mean, rstd, positions, channels, w_row, eps,
-        HAS_ADD=add is not None, SILU=silu, **sizes,
+        HAS_ADD=add is not None, SILU=silu, HOLDS=held is not None, **sizes,
     )  # fmt: skip
     return y, mean, rstd
 
@@ -167,9 +203,9 @@ def _norm_silu_gradient(
     dx = torch.empty_like(x)
     dw, db = (x.new_empty((images, channels), dtype=torch.float32) for _ in range(2))
     dadd = torch.empty_like(dw if add is not None else dw[:0])
-    grid, sizes = _norm_sizes(x, groups)
+    blocks, sizes = _norm_sizes(x, groups, _BLOCK_P)
     w_row = channels if weight.ndim == 2 else 0
-    _norm_silu_gradient_kernel[grid](
+    _norm_silu_gradient_kernel[(images, blocks)](
         dy, x, weight, bias, add, mean, rstd, dx, dw, db, dadd, positions, channels, w_row,
         HAS_ADD=add is not None, SILU=silu, **sizes,
     )  # fmt: skip

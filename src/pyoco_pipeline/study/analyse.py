@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from pyoco_pipeline.noise import prior_from_config
-from pyoco_pipeline.study.finalists import judge_head_start, plain, portion_rows, portions, solver_rows
+from pyoco_pipeline.study.finalists import judge_head_start, plain, portion_rows, portions, resampled_rows
 from pyoco_pipeline.study.hypotheses import LAWS, Hypothesis, conclusion, judge
 from pyoco_pipeline.study.motion import motion
 from pyoco_pipeline.study.settings import AblateAlphaSettings
@@ -57,7 +57,7 @@ def analyse(
         "spectrum": spectrum(table, settings, clips),
         "motion": motion(table, clips),
         "image_model": image_model(cells, settings),
-        "solver_steps": solver_rows(cells, settings),
+        **{varied: resampled_rows(cells, settings, varied) for varied in settings.resampled()},
         "fewer_clips": portion_rows(parts),
         "num_clips": num_clips or len(clips),
         "rungs": study["rungs"],

@@ -1,4 +1,4 @@
-"""Figures of the finalists: quality against solver steps, and with fewer training clips."""
+"""Figures of the finalists: quality by the sampler, and with fewer training clips."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ _STYLES = ("-", "--", ":", "-.")
 Points = Sequence[tuple[int, Interval]]
 
 
-def solver_curves(
-    table: StudyTable, names: Collection[str], real: float | None, *, dark: bool = False
+def sampler_curves(
+    table: StudyTable, varied: str, names: Collection[str], real: float | None, *, dark: bool = False
 ) -> bytes:
-    """The metric against solver steps, a line per configuration of these names with the intervals over seeds.
+    """The metric against what was varied of the sampler, a line per configuration with the intervals over seeds.
 
-    table: of `solver_table`.
+    table: of `resampled_table`; names: of the configurations.
     """
     with new_figure((9.2, 4.2), dark) as figure:
         panel, drawn = figure.subplots(), {}  # type: ignore[var-annotated]
@@ -36,7 +36,7 @@ def solver_curves(
             number = drawn[row.family] = drawn.get(row.family, -1) + 1
             style = "-." if row.init == "scratch" else _STYLES[number % 3]
             _line(panel, points, colour_of(row.family), style, row.name)
-        _finish(panel, "solver steps", table.steps, table.metric, real)
+        _finish(panel, varied.replace("_", " "), table.steps, table.metric, real)
         panel.legend(fontsize=8, frameon=False, loc="center left", bbox_to_anchor=(1.0, 0.5))
         return as_png(figure)
 
@@ -83,11 +83,11 @@ def _line(panel: Axes, points: Points, colour: str, style: str, label: str) -> N
     )
 
 
-def _finish(panel: Axes, x: str, places: Collection[int], metric: str, real: float | None) -> None:
+def _finish(panel: Axes, x: str, places: Collection[float], metric: str, real: float | None) -> None:
     if real is not None:
         panel.axhline(real, color=GREY, linewidth=0.8, linestyle=":", label="real clips")
     panel.set_xscale("log")
-    panel.set_xticks(sorted(places), [f"{place:,}" for place in sorted(places)])
+    panel.set_xticks(sorted(places), [f"{place:,.10g}" for place in sorted(places)])
     panel.minorticks_off()
     panel.set_xlabel(x)
     panel.set_ylabel(metric)

@@ -1,4 +1,4 @@
-"""What the finalists say beyond their scores: quality against solver steps, and the head start with fewer clips."""
+"""What the finalists say beyond their scores: quality by the sampler, and the head start with fewer clips."""
 
 from __future__ import annotations
 
@@ -16,24 +16,27 @@ LAW = "fewer clips"  # what its rows of hypotheses stand under
 Cells = Sequence[Mapping[str, Any]]
 
 
-def solver_table(cells: Cells, settings: AblateAlphaSettings) -> StudyTable:
-    """The scores by solver steps in place of training steps, of the cells that were sampled so."""
+def resampled_table(cells: Cells, settings: AblateAlphaSettings, varied: str) -> StudyTable:
+    """The scores by what was varied of the sampler in place of training steps, of the cells that were sampled so.
+
+    varied: a key of `settings.resampled()`.
+    """
     rows = []
     for cell in cells:
-        scored = [{"step": row["solver_steps"], "values": row["values"]} for row in cell.get("solver", ())]
+        scored = [{"step": row[varied], "values": row["values"]} for row in cell.get(varied, ())]
         if scored:
             rows.append(dict(cell) | {"evaluations": scored})
     return StudyTable(rows, settings.metric, settings.level, settings.min_seeds)
 
 
-def solver_rows(cells: Cells, settings: AblateAlphaSettings) -> list[dict[str, Any]]:
-    """Mean over seeds per configuration and number of solver steps."""
-    table = solver_table(cells, settings)
+def resampled_rows(cells: Cells, settings: AblateAlphaSettings, varied: str) -> list[dict[str, Any]]:
+    """Mean over seeds per configuration and value of what was varied of the sampler."""
+    table = resampled_table(cells, settings, varied)
     return [
-        {"configuration": row.name, "family": row.family, "solver_steps": steps, "score": plain(score)}
+        {"configuration": row.name, "family": row.family, varied: value, "score": plain(score)}
         for row in table.rows
-        for steps in row.steps(table.metric)
-        if (score := table.mean(row, steps)) is not None
+        for value in row.steps(table.metric)
+        if (score := table.mean(row, value)) is not None
     ]
 
 

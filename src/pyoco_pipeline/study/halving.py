@@ -20,9 +20,9 @@ from pyoco_pipeline.study.cells import (
     fewer_clips,
 )
 from pyoco_pipeline.study.deadline import Deadline
+from pyoco_pipeline.study.resampled import ResampleTask
 from pyoco_pipeline.study.run_cell import CellTask
 from pyoco_pipeline.study.settings import AblateAlphaSettings, RungSettings
-from pyoco_pipeline.study.solver_steps import SolverTask
 from pyoco_pipeline.study.workers import RunCells, Task, cell_runner
 
 HIGHER_IS_BETTER = ("is_", "caption_accuracy", "clipsim")
@@ -96,8 +96,8 @@ class _Study:
         last = settings.rungs[-1]
         if finished and settings.fewer_clips:
             finished = self._train(_cells(fewer_clips(settings), last, settings), last.steps)
-        if finished and settings.solver_steps:
-            finished = self._solve(_cells(left, last, settings))
+        if finished and any(settings.resampled().values()):
+            finished = self._resample(_cells(left, last, settings))
         if not finished:
             logger.info("Stopped after %g minutes: the same command goes on.", settings.max_minutes or 0)
         return {
@@ -117,9 +117,9 @@ class _Study:
         self.tasks |= {task.cell: task for task in tasks}
         return self._run(tasks)
 
-    def _solve(self, cells: Sequence[Cell]) -> bool:
-        """As `_train`, of trained cells by the solver's steps; those that failed in training are left out."""
-        return self._run([SolverTask(self.tasks[cell]) for cell in cells if self.tasks[cell].is_done()])
+    def _resample(self, cells: Sequence[Cell]) -> bool:
+        """As `_train`, of trained cells by other samplers; those that failed in training are left out."""
+        return self._run([ResampleTask(self.tasks[cell]) for cell in cells if self.tasks[cell].is_done()])
 
     def _run(self, tasks: Sequence[Task]) -> bool:
         left = []
@@ -133,7 +133,7 @@ class _Study:
         return all(task.is_done() or task.folder.error() is not None for task in left)
 
     def _say(self, task: Task) -> None:
-        trained = task.trained if isinstance(task, SolverTask) else task
+        trained = task.trained if isinstance(task, ResampleTask) else task
         if self.on_cell and trained.folder.has_begun:
             self.on_cell(record(trained, self.id))
 
@@ -188,13 +188,15 @@ def record(task: CellTask, study: str) -> dict[str, Any]:
     cell, folder, settings = task.cell, task.folder, task.settings
     chosen, pieces = cell.configuration, folder.pieces()
     alpha = chosen.alpha
-    solver = SolverTask(task).rows()
+    again = ResampleTask(task)
+    resampled = {varied: again.rows(varied) for varied in settings.resampled()}
     evaluations = []
     for step in folder.evaluations.steps():
         scores = folder.evaluations.read(step)
         seen = step * settings.train.batch_size
         evaluations.append({"step": step, "clips_seen": seen, "values": flatten_metrics(scores)})
     error = folder.error()
+    again_s = sum(row["seconds"] for rows in resampled.values() for row in rows)
     return {
         "id": cell_id(cell, settings, task.shared),
         "study": study,
@@ -218,9 +220,9 @@ def record(task: CellTask, study: str) -> dict[str, Any]:
         "until": task.until,
         "step": folder.checkpoint_step(),
         "evaluations": evaluations,
-        "solver": solver,
+        **resampled,
         "train_s": sum(piece["train_s"] for piece in pieces),
-        "score_s": sum(piece["score_s"] for piece in pieces) + sum(row["seconds"] for row in solver),
+        "score_s": sum(piece["score_s"] for piece in pieces) + again_s,
         "device": sorted({piece["device"] for piece in pieces}),
         "code": sorted({piece["code"] for piece in pieces}),
     }

@@ -23,8 +23,8 @@ from pyoco_pipeline.reporting.html_parts import (
 from pyoco_pipeline.reporting.video_files import write_webp
 from pyoco_pipeline.study import figures, figures_finalists
 from pyoco_pipeline.study.analyse import study_table
-from pyoco_pipeline.study.finalists import portion_points, portions, solver_table
-from pyoco_pipeline.study.page_finalists import interval_words, portions_section, solver_section
+from pyoco_pipeline.study.finalists import portion_points, portions, resampled_table
+from pyoco_pipeline.study.page_finalists import interval_words, portions_section, sampler_sections
 from pyoco_pipeline.study.settings import AblateAlphaSettings
 from pyoco_pipeline.study.table import Row, StudyTable
 
@@ -53,9 +53,11 @@ def draw_figures(found: Mapping[str, Any], settings: AblateAlphaSettings) -> dic
     if not metrics:
         return drawn
     floor = real.get(metrics[0])
-    solver = solver_table(found["cells"], settings)
-    if solver.rows:
-        drawn["solver"] = partial(figures_finalists.solver_curves, solver, [row.name for row in rows], floor)
+    for varied, figure_name in (("solver_steps", "solver"), ("sigma_max", "sampled_from")):
+        again = resampled_table(found["cells"], settings, varied)
+        if again.rows:
+            names = [row.name for row in rows]
+            drawn[figure_name] = partial(figures_finalists.sampler_curves, again, varied, names, floor)
     if parts := portions(found["cells"], settings):
         points = portion_points(parts, found["num_clips"])
         drawn["clips"] = partial(figures_finalists.portion_curves, points, parts, floor)
@@ -82,7 +84,7 @@ def render_page(
             _curves(found, drawn),
             _samples(samples, captions, fps),
             _hypotheses(found),
-            solver_section(found, drawn),
+            sampler_sections(found, drawn),
             portions_section(found, drawn),
             _spectrum(found, drawn),
             _motion(found, drawn),

@@ -1,4 +1,4 @@
-"""The page's sections on solver steps and on fewer clips."""
+"""The page's sections on the sampler and on fewer clips."""
 
 from __future__ import annotations
 
@@ -8,22 +8,31 @@ from typing import Any
 from pyoco_pipeline.reporting.html_parts import figure, number, section, table, text
 
 
-def solver_section(found: Mapping[str, Any], drawn: Mapping[str, Any]) -> str:
-    """Scores by solver steps; nothing where none was asked for."""
-    if "solver" not in drawn:
-        return ""
-    steps = sorted({row["solver_steps"] for row in found["solver_steps"]})
-    by_name: dict[str, dict[int, str]] = {}
-    for row in found["solver_steps"]:
-        by_name.setdefault(row["configuration"], {})[row["solver_steps"]] = interval_words(row["score"])
-    rows = [[text(name), *(scores.get(s, "–") for s in steps)] for name, scores in by_name.items()]
-    body = figure(drawn["solver"], "Score against the solver's steps", 980)
-    body += table(("configuration", *map(str, steps)), rows, numeric=range(1, len(steps) + 1))
+def sampler_sections(found: Mapping[str, Any], drawn: Mapping[str, Any]) -> str:
+    """Scores by solver steps and by the noise level that sampling begins at; nothing of what was not asked for."""
+    parts = (
+        ("solver", "solver_steps", "Quality against solver steps", "with other numbers of steps"),
+        ("sampled_from", "sigma_max", "Quality against sigma_max", "from other noise levels, sigma_max"),
+    )
+    return "".join(_by_sampler(found, drawn, *part) for part in parts if part[0] in drawn)
+
+
+def _by_sampler(
+    found: Mapping[str, Any], drawn: Mapping[str, Any], name: str, varied: str, title: str, how: str
+) -> str:
+    values = sorted({row[varied] for row in found[varied]})
+    by_name: dict[str, dict[float, str]] = {}
+    for row in found[varied]:
+        by_name.setdefault(row["configuration"], {})[row[varied]] = interval_words(row["score"])
+    rows = [[text(name), *(scores.get(v, "–") for v in values)] for name, scores in by_name.items()]
+    body = figure(drawn[name], f"Score against {varied.replace('_', ' ')}", 980)
+    head = ("configuration", *(f"{value:g}" for value in values))
+    body += table(head, rows, numeric=range(1, len(values) + 1))
     lead = (
-        f"{found['metric']} of the finalists' last averaged weights, sampled with other numbers of steps; nothing is "
+        f"{found['metric']} of the finalists' last averaged weights, sampled {how}; nothing is "
         "trained anew. Intervals over seeds."
     )
-    return section("solver", "Quality against solver steps", body, lead)
+    return section(name, title, body, lead)
 
 
 def portions_section(found: Mapping[str, Any], drawn: Mapping[str, Any]) -> str:

@@ -116,6 +116,9 @@ class AblateAlphaSettings(Settings):
     solver_steps: tuple[
         Positive, ...
     ] = ()  # the last rung's cells are sampled with each of these numbers too
+    sampled_from: tuple[
+        Annotated[float, Field(gt=0, allow_inf_nan=False)], ...
+    ] = ()  # the sampler's sigma_max: the last rung's cells are sampled from each of these noise levels too
     batch_size: Positive = 32  # clips sampled at once
     sample_seed: Seed = 0
     evaluate: EvaluateSettings = EvaluateSettings()
@@ -168,7 +171,9 @@ class AblateAlphaSettings(Settings):
     @model_validator(mode="after")
     def _finalists(self) -> Self:
         for steps in self.solver_steps:
-            self.with_solver_steps(steps)
+            self.with_sampler(steps=steps)
+        for sigma in self.sampled_from:
+            self.with_sampler(sigma_max=sigma)
         fewer = self.fewer_clips
         if fewer is None:
             return self
@@ -213,10 +218,17 @@ class AblateAlphaSettings(Settings):
     def _with_priors(self) -> list[Any]:
         return [part for part in (self, self.scratch, self.fewer_clips) if part is not None]
 
-    def with_solver_steps(self, steps: int) -> AblateAlphaSettings:
-        """The same, but sampled with so many steps of the solver."""
-        sampler = SamplerSettings(**(self.sampler.model_dump() | {"steps": steps}))
+    def with_sampler(self, **changes: Any) -> AblateAlphaSettings:
+        """The same, but sampled with these changes of the sampler; ValueError where it does not take them."""
+        sampler = SamplerSettings(**(self.sampler.model_dump() | changes))
         return self.model_copy(update={"sampler": sampler})
+
+    def resampled(self) -> dict[str, dict[float, AblateAlphaSettings]]:
+        """How the last rung's cells are sampled beside training, by what is varied and its value."""
+        return {
+            "solver_steps": {n: self.with_sampler(steps=n) for n in sorted(set(self.solver_steps))},
+            "sigma_max": {s: self.with_sampler(sigma_max=s) for s in sorted(set(self.sampled_from))},
+        }
 
     def evaluation_steps(self, until: int) -> tuple[int, ...]:
         """The steps up to `until` at which cells are scored: those asked for, and the ends of the rungs."""

@@ -6,7 +6,7 @@
                   history.json             the training losses
                   pieces.jsonl             the stretches that it was trained in, with their seconds
                   error.json               why it failed
-                  solver/<id>/             scores of its last averaged weights with another number of solver steps
+                  resampled/<id>/          scores of its last averaged weights with another sampler
 <work>/fewer_clips/                        the first clips of training, for cells that train on so many
 <work>/untrained/<id>/evaluations/         of models before any training, which cells share
 """
@@ -84,8 +84,8 @@ class Attempted:
             write_json(path, {"error": error})
 
 
-class SolverFolder(Attempted):
-    """The scores of one cell by the solver's steps."""
+class ResampledFolder(Attempted):
+    """The scores of one cell by other samplers than training's."""
 
     def scored(self, key: str) -> EvaluationFolder:
         """Those of one sampler, named by a digest of it."""
@@ -99,7 +99,7 @@ class CellFolder(Attempted):
         super().__init__(work / "cells" / cell_id)
         self.evaluations = EvaluationFolder(self.folder / "evaluations")
         self.checkpoints = self.folder / "checkpoints"
-        self.solver = SolverFolder(self.folder / "solver")
+        self.resampled = ResampledFolder(self.folder / "resampled")
 
     @property
     def has_begun(self) -> bool:

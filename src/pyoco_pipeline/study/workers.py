@@ -13,11 +13,11 @@ from typing import Any
 
 from pyoco_pipeline.data.executors import connected  # Ray, joined or started, and left again
 from pyoco_pipeline.data.isolation import Died, Isolated
+from pyoco_pipeline.study.resampled import ResampleTask
 from pyoco_pipeline.study.run_cell import CellTask, Outcome
 from pyoco_pipeline.study.settings import AblateAlphaSettings
-from pyoco_pipeline.study.solver_steps import SolverTask
 
-Task = CellTask | SolverTask
+Task = CellTask | ResampleTask
 Ended = Iterator[tuple[Task, Outcome]]
 RunCells = Callable[[Sequence[Task]], Ended]
 

@@ -15,6 +15,7 @@ from pyoco_pipeline.reporting.video_files import write_video
 from pyoco_pipeline.study.work import CellFolder, write_json
 from pyoco_pipeline.tracking import Store, TrackedRun, TrackingSettings
 
+_RESAMPLED = ("solver_steps", "sigma_max")  # lists of a record
 _STATUS = {"done": "FINISHED", "failed": "FAILED", "waiting": "KILLED"}
 
 
@@ -36,15 +37,18 @@ class TrackedCells:
         self.experiment_id = run.experiment_id
         new = [row for row in record["evaluations"] if row["step"] not in state["steps"]]
         rows = [row for row in folder.history() if row["step"] > state["history"]]
-        solved = [row for row in record["solver"] if row["solver_steps"] not in state["solver_steps"]]
+        again = {name: [r for r in record[name] if r[name] not in state[name]] for name in _RESAMPLED}
         is_same = state["run_id"] == run.run_id and state["status"] == record["status"]
-        if is_same and not new and not rows and not solved:
+        if is_same and not new and not rows and not any(again.values()):
             return
         for row in new:
             run.log_metrics(row["values"], row["step"])
-        for row in solved:
+        for row in again["solver_steps"]:
             by_steps = {f"by_solver_steps/{name}": value for name, value in row["values"].items()}
             run.log_metrics(by_steps, row["solver_steps"])
+        for row in again["sigma_max"]:
+            begun = {f"sampled_from_{row['sigma_max']:g}/{name}": v for name, v in row["values"].items()}
+            run.log_metrics(begun, record["step"])
         with run.lossy("the training losses"):
             run.send(_losses(rows))
         if new:
@@ -59,7 +63,7 @@ class TrackedCells:
             "status": record["status"],
             "steps": [row["step"] for row in record["evaluations"]],
             "history": max([state["history"], *(row["step"] for row in rows)]),
-            "solver_steps": [row["solver_steps"] for row in record["solver"]],
+            **{name: [row[name] for row in record[name]] for name in _RESAMPLED},
         }
         write_json(folder.folder / "mlflow.json", kept)
 
@@ -129,7 +133,7 @@ class TrackedCells:
 
 
 def _nothing() -> dict[str, Any]:
-    return {"run_id": None, "status": None, "steps": [], "history": 0, "solver_steps": []}
+    return {"run_id": None, "status": None, "steps": [], "history": 0, **{name: [] for name in _RESAMPLED}}
 
 
 def _parameters(record: Mapping[str, Any]) -> dict[str, str]:

@@ -1,4 +1,4 @@
-"""Quality against solver steps: trained cells are sampled again with other numbers, from their last weights."""
+"""Trained cells are sampled again from their last weights: in other numbers of solver steps, from other sigma_max."""
 
 from __future__ import annotations
 
@@ -6,39 +6,39 @@ import logging
 from dataclasses import dataclass
 from typing import Any
 
+from pyoco_pipeline.config import SamplerSettings
 from pyoco_pipeline.errors import Stopped, UserError
 from pyoco_pipeline.evaluation.results import flatten_metrics
 from pyoco_pipeline.study.cells import digest
 from pyoco_pipeline.study.run_cell import CellTask, Outcome, cell_denoiser, cell_stage, opened, why_failed
-from pyoco_pipeline.study.work import EvaluationFolder, SolverFolder
+from pyoco_pipeline.study.settings import AblateAlphaSettings
+from pyoco_pipeline.study.work import EvaluationFolder, ResampledFolder
 
 logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
-class SolverTask:
-    """A cell that is trained up to trained.until, to be sampled with each of settings.solver_steps; picklable."""
+class ResampleTask:
+    """A cell that is trained up to trained.until, to be sampled in each way of settings.resampled(); picklable."""
 
     trained: CellTask
 
     @property
-    def folder(self) -> SolverFolder:
+    def folder(self) -> ResampledFolder:
         """Where the scores are kept."""
-        return self.trained.folder.solver
+        return self.trained.folder.resampled
 
-    def scored(self, steps: int) -> EvaluationFolder:
-        """The scores with so many solver steps: those of training where it was scored with as many."""
-        settings = self.trained.settings
-        if steps == settings.sampler.steps:
+    def scored(self, sampler: SamplerSettings) -> EvaluationFolder:
+        """The scores of this sampler's clips: those of training where it is training's."""
+        if sampler == self.trained.settings.sampler:
             return self.trained.folder.evaluations
         # What else decides them, such as the number of clips, is part of the cell's id.
-        sampler = settings.with_solver_steps(steps).sampler.model_dump()
-        return self.folder.scored(f"{steps:03d}-{digest(sampler)[:8]}")
+        return self.folder.scored(f"{sampler.steps:03d}-{digest(sampler.model_dump())[:8]}")
 
-    def missing(self) -> list[int]:
-        """Numbers of solver steps without scores."""
-        asked, until = self.trained.settings.solver_steps, self.trained.until
-        return [steps for steps in asked if until not in self.scored(steps).steps()]
+    def missing(self) -> list[AblateAlphaSettings]:
+        """The study's settings with each sampler that has no scores."""
+        ways = [way for ways in self.trained.settings.resampled().values() for way in ways.values()]
+        return [way for way in ways if self.trained.until not in self.scored(way.sampler).steps()]
 
     def is_done(self) -> bool:
         """Whether there is nothing left to do."""
@@ -58,7 +58,7 @@ class SolverTask:
         except Exception as error:
             name = self.trained.cell.name
             why = why_failed(error)
-            logger.warning("%s, solver steps: %s", name, why, exc_info=not isinstance(error, UserError))
+            logger.warning("%s, sampled again: %s", name, why, exc_info=not isinstance(error, UserError))
             self.folder.set_error(why)
             return "failed"
         return "done" if self.is_done() else "stopped"
@@ -75,24 +75,24 @@ class SolverTask:
             found = "none is there" if snapshot is None else f"the one there is of step {snapshot.step}"
             raise UserError(
                 f"{task.folder.checkpoints} has no checkpoint of step {task.until}, {found}: training does not go "
-                "back. Set ablate_alpha.solver_steps to [], or the last rung to that step."
+                "back. Set ablate_alpha.solver_steps and sampled_from to [], or the last rung to that step."
             )
         material = opened(task.material)
         stage = cell_stage(task, material)
         denoise = cell_denoiser(material, stage, snapshot.ema)
-        for steps in self.missing():
+        for way in self.missing():
             if task.is_late:
                 return
-            measured = Measure(material, task.settings.with_solver_steps(steps), task.cell, stage)(denoise)
-            self.scored(steps).write(task.until, measured.scores | {"step": task.until}, measured.clips)
+            measured = Measure(material, way, task.cell, stage)(denoise)
+            self.scored(way.sampler).write(task.until, measured.scores | {"step": task.until}, measured.clips)
 
-    def rows(self) -> list[dict[str, Any]]:
-        """The scores by number of solver steps, JSON-able; none of a cell that was scored with one number alone."""
+    def rows(self, varied: str) -> list[dict[str, Any]]:
+        """The scores by what is varied, a key of settings.resampled(), JSON-able; none where it had one value alone."""
         settings, rows = self.trained.settings, []
-        for steps in sorted(set(settings.solver_steps)):
-            scored = self.scored(steps)
+        for value, way in settings.resampled()[varied].items():
+            scored = self.scored(way.sampler)
             if self.trained.until in scored.steps():
                 scores = scored.read(self.trained.until)
-                took = 0.0 if steps == settings.sampler.steps else scores["seconds"]
-                rows.append({"solver_steps": steps, "values": flatten_metrics(scores), "seconds": took})
+                took = 0.0 if way.sampler == settings.sampler else scores["seconds"]
+                rows.append({varied: value, "values": flatten_metrics(scores), "seconds": took})
         return rows if len(rows) > 1 else []
