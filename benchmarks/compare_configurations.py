@@ -64,7 +64,7 @@ def main() -> None:
     parser.add_argument("study", type=Path, help="a study's alpha_study.json")
     parser.add_argument("names", nargs="*", help="of configurations, two by two")
     parser.add_argument("--metric", help="the study's own by default")
-    arguments = parser.parse_args()
+    arguments = parser.parse_intermixed_args()
     try:
         study = json.loads(arguments.study.read_text())
     except (OSError, ValueError) as error:
@@ -80,7 +80,7 @@ def main() -> None:
     rows = zip(names[::2], names[1::2], tests, holm([test.p_t for test in tests]), strict=True)
     for a, b, test, adjusted in rows:
         d = test.difference
-        print(f"{a} against {b}: {d.mean:.1f} [{d.low:.1f}, {d.high:.1f}], p = {test.p_t:.3f}, Holm = {adjusted:.2f}, "
+        print(f"{a} against {b}: {d.mean:.3g} [{d.low:.3g}, {d.high:.3g}], p = {test.p_t:.2g}, Holm = {adjusted:.2f}, "
               f"{d.count} seeds")  # fmt: skip
 
 

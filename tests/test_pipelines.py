@@ -25,7 +25,7 @@ from pyoco_pipeline.study.settings import AblateAlphaSettings
 
 PACKAGE = REPOSITORY / "src/pyoco_pipeline"
 ENVIRONMENTS = [
-    *("base", "gpu", "study", "study_alphas", "crossing", "assets", "ci"),
+    *("base", "gpu", "study", "study_alphas", "study_sigma", "crossing", "assets", "ci"),
     *("videos", "ucf101", "cascade", "gpu_cascade", "paper"),
 ]
 SETTINGS = {

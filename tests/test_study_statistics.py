@@ -145,6 +145,15 @@ def test_the_best_is_chosen_over_alpha_and_sigma_law_where_each_is_at_its_best()
     assert verdicts(study(4, 0.5, scores))["progressive noise beats i.i.d. noise late"] == "confirmed"
 
 
+def test_that_an_alpha_is_best_says_on_which_side_nothing_was_tried() -> None:
+    points: dict[Point, float] = {("progressive", 2, -1.2): 50, ("progressive", 10, -1.2): 90}
+    table = StudyTable(cells(points, 4, 0.5), METRIC)
+    details = {
+        h.verdict: h.detail for h in judge(table) if h.claim.startswith("progressive noise is best near")
+    }
+    assert details["confirmed"].endswith("; no α below these was tried")
+
+
 def test_missing_cells_leave_a_claim_undecided() -> None:
     only_iid: dict[Point, float] = {("iid", None, -1.2): 100}
     table = StudyTable(cells(only_iid, 4, 1.0), METRIC)

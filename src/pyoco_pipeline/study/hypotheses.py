@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from pyoco_pipeline.study.cells import PAPER_ALPHA, spelt
@@ -111,7 +111,10 @@ def _best_near(table: StudyTable, law: str, kind: str) -> Hypothesis:
     far = [row for alpha, row in rows.items() if not low <= alpha <= high]
     if not near or not far:
         return Hypothesis(claim, law, "undecided", f"no α {'away from' if near else 'near'} it was tried")
-    return _best_of(table, claim, law, near, far)
+    found = _best_of(table, claim, law, near, far)
+    untried = [side for side, tried in (("below", min(rows) < low), ("above", max(rows) > high)) if not tried]
+    limit = f"; no α {untried[0]} these was tried" if untried else ""
+    return replace(found, detail=found.detail + limit)
 
 
 def _too_much(table: StudyTable, law: str, kind: str) -> Hypothesis:
