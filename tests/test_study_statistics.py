@@ -48,7 +48,8 @@ def cells(
                     "is_papers": mean == -1.2 and alpha == PAPER_ALPHA.get(kind, "none"),
                     "num_clips": None,
                     "neighbour_correlation": 0.5,
-                    "solver": [],
+                    "solver_steps": [],
+                    "sigma_max": [],
                     "seed": seed,
                     "evaluations": [
                         {"step": step, "clips_seen": step, "values": v}
