@@ -36,6 +36,8 @@ def error(found: Tensor, expected: Tensor) -> float:
         (512, 32, 32, "scale and shift"),
         (96, 9, 32, "both"),
         (24, 5, 3, "none"),
+        (48, 8, 6, "none"),
+        (96, 32, 3, "add"),
         (32, 80, 8, "both"),  # more positions than a program holds
     ],
 )

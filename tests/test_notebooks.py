@@ -94,6 +94,7 @@ def test_the_notebook_of_the_study_reads_the_cells_of_the_newest_from_mlflow(
             "neighbour_correlation": 0.5,
             "status": "done",
             "error": None,
+            "until": 100,
             "step": 100,
             "train_s": 1.0,
             "score_s": 1.0,

@@ -203,6 +203,7 @@ def test_a_configuration_without_a_score_goes_no_further() -> None:
         ({"fewer_clips": FEWER | {"num_clips": [5, 5]}}, "has one twice"),
         ({"solver_steps": [0]}, "greater than 0"),
         ({"sampled_from": [0]}, "greater than 0"),
+        ({"sampler": {"sigma_min": 1}, "sampled_from": [0.5]}, "sigma_min=1.0 is not below sigma_max=0.5"),
         ({"sigma_means": [math.nan]}, "finite number"),
     ],
 )

@@ -104,7 +104,7 @@ def test_what_was_sampled_is_not_sampled_again_and_a_new_number_alone_is(
     whole: tuple[Material, dict[str, Any]],
 ) -> None:
     material, _ = whole
-    files = sorted(material.work.glob("cells/*/resampled/*/*.json"))
+    files = sorted(material.work.glob("cells/*/solver/*/*.json"))
     times = [path.stat().st_mtime_ns for path in files]
     more = whole_settings().model_copy(update={"solver_steps": (1, 2, 3, 4)})
     found = run_study(replace(material), more)
@@ -244,6 +244,8 @@ def test_the_page_has_solver_steps_and_fewer_clips_where_there_are_some() -> Non
     assert {"solver", "sampled_from", "clips"} <= draw_figures(found, DIGITS).keys()
     page = Tags(render_page(found, DIGITS, {}, [])).text
     assert "Quality against solver steps" in page
+    assert "Quality against sigma_max" in page
+    assert "configuration2080.5" in page
     assert "With fewer clips" in page
     assert "the head start of progressive α=2 matters more" in page
     (row,) = found["fewer_clips"]  # of all clips no cell of this prior and law was made

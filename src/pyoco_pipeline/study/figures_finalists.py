@@ -26,7 +26,7 @@ def sampler_curves(
 ) -> bytes:
     """The metric against what was varied of the sampler, a line per configuration with the intervals over seeds.
 
-    table: of `resampled_table`; names: of the configurations.
+    table: of `resampled_table` by `varied`; names: of the configurations; real: what real clips score.
     """
     with new_figure((9.2, 4.2), dark) as figure:
         panel, drawn = figure.subplots(), {}  # type: ignore[var-annotated]
@@ -36,7 +36,9 @@ def sampler_curves(
             number = drawn[row.family] = drawn.get(row.family, -1) + 1
             style = "-." if row.init == "scratch" else _STYLES[number % 3]
             _line(panel, points, colour_of(row.family), style, row.name)
-        _finish(panel, varied.replace("_", " "), table.steps, table.metric, real)
+        _finish(
+            panel, "solver steps" if varied == "solver_steps" else varied, table.steps, table.metric, real
+        )
         panel.legend(fontsize=8, frameon=False, loc="center left", bbox_to_anchor=(1.0, 0.5))
         return as_png(figure)
 

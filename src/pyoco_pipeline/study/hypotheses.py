@@ -112,9 +112,11 @@ def _best_near(table: StudyTable, law: str, kind: str) -> Hypothesis:
     if not near or not far:
         return Hypothesis(claim, law, "undecided", f"no α {'away from' if near else 'near'} it was tried")
     found = _best_of(table, claim, law, near, far)
-    untried = [side for side, tried in (("below", min(rows) < low), ("above", max(rows) > high)) if not tried]
-    limit = f"; no α {untried[0]} these was tried" if untried else ""
-    return replace(found, detail=found.detail + limit)
+    if min(rows) >= low:
+        return replace(found, detail=f"{found.detail}; no α below {low:g} was tried")
+    if max(rows) <= high:
+        return replace(found, detail=f"{found.detail}; no α above {high:g} was tried")
+    return found
 
 
 def _too_much(table: StudyTable, law: str, kind: str) -> Hypothesis:

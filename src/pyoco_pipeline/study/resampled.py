@@ -87,7 +87,10 @@ class ResampleTask:
             self.scored(way.sampler).write(task.until, measured.scores | {"step": task.until}, measured.clips)
 
     def rows(self, varied: str) -> list[dict[str, Any]]:
-        """The scores by what is varied, a key of settings.resampled(), JSON-able; none where it had one value alone."""
+        """The scores by what is varied, a key of settings.resampled(), JSON-able.
+
+        None where the sampler of training is the only one.
+        """
         settings, rows = self.trained.settings, []
         for value, way in settings.resampled()[varied].items():
             scored = self.scored(way.sampler)
@@ -95,4 +98,4 @@ class ResampleTask:
                 scores = scored.read(self.trained.until)
                 took = 0.0 if way.sampler == settings.sampler else scores["seconds"]
                 rows.append({varied: value, "values": flatten_metrics(scores), "seconds": took})
-        return rows if len(rows) > 1 else []
+        return rows if any(row["seconds"] for row in rows) else []

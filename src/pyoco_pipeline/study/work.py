@@ -6,7 +6,7 @@
                   history.json             the training losses
                   pieces.jsonl             the stretches that it was trained in, with their seconds
                   error.json               why it failed
-                  resampled/<id>/          scores of its last averaged weights with another sampler
+                  solver/<id>/             scores of its last averaged weights with another sampler
 <work>/fewer_clips/                        the first clips of training, for cells that train on so many
 <work>/untrained/<id>/evaluations/         of models before any training, which cells share
 """
@@ -99,7 +99,7 @@ class CellFolder(Attempted):
         super().__init__(work / "cells" / cell_id)
         self.evaluations = EvaluationFolder(self.folder / "evaluations")
         self.checkpoints = self.folder / "checkpoints"
-        self.resampled = ResampledFolder(self.folder / "resampled")
+        self.resampled = ResampledFolder(self.folder / "solver")
 
     @property
     def has_begun(self) -> bool:

@@ -37,7 +37,11 @@ class TrackedCells:
         self.experiment_id = run.experiment_id
         new = [row for row in record["evaluations"] if row["step"] not in state["steps"]]
         rows = [row for row in folder.history() if row["step"] > state["history"]]
-        again = {name: [r for r in record[name] if r[name] not in state[name]] for name in _RESAMPLED}
+        until = record["until"]
+        again = {
+            name: [row for row in record[name] if [until, row[name]] not in state[name]]
+            for name in _RESAMPLED
+        }
         is_same = state["run_id"] == run.run_id and state["status"] == record["status"]
         if is_same and not new and not rows and not any(again.values()):
             return
@@ -47,8 +51,8 @@ class TrackedCells:
             by_steps = {f"by_solver_steps/{name}": value for name, value in row["values"].items()}
             run.log_metrics(by_steps, row["solver_steps"])
         for row in again["sigma_max"]:
-            begun = {f"sampled_from_{row['sigma_max']:g}/{name}": v for name, v in row["values"].items()}
-            run.log_metrics(begun, record["step"])
+            begun = {f"sampled_from_{row['sigma_max']:.10g}/{name}": v for name, v in row["values"].items()}
+            run.log_metrics(begun, until)
         with run.lossy("the training losses"):
             run.send(_losses(rows))
         if new:
@@ -63,7 +67,7 @@ class TrackedCells:
             "status": record["status"],
             "steps": [row["step"] for row in record["evaluations"]],
             "history": max([state["history"], *(row["step"] for row in rows)]),
-            **{name: [row[name] for row in record[name]] for name in _RESAMPLED},
+            **{name: [[until, row[name]] for row in record[name]] for name in _RESAMPLED},
         }
         write_json(folder.folder / "mlflow.json", kept)
 
@@ -119,6 +123,7 @@ class TrackedCells:
             "configuration": record["configuration"],
             "alpha": str(record["alpha"]),
             "P_mean": str(record["sigma_mean"]),
+            "P_std": str(record["sigma_std"]),
             "seed": str(record["seed"]),
             "cell": record["id"],
             "code.sha256": " ".join(record["code"]),
