@@ -7,11 +7,11 @@ import sys
 from pathlib import Path
 
 import pytest
+from projects import REPOSITORY
 
-REPOSITORY = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(REPOSITORY / "benchmarks"))
 
-from compare_configurations import compared, main, scores  # noqa: E402
+from compare_configurations import compared, main, scores
 
 
 def study() -> dict:

@@ -170,10 +170,7 @@ class AblateAlphaSettings(Settings):
 
     @model_validator(mode="after")
     def _finalists(self) -> Self:
-        for steps in self.solver_steps:
-            self.with_sampler(steps=steps)
-        for sigma in self.sampled_from:
-            self.with_sampler(sigma_max=sigma)
+        self.resampled()  # ValueError where the sampler does not take one
         fewer = self.fewer_clips
         if fewer is None:
             return self
@@ -224,7 +221,10 @@ class AblateAlphaSettings(Settings):
         return self.model_copy(update={"sampler": sampler})
 
     def resampled(self) -> dict[str, dict[float, AblateAlphaSettings]]:
-        """How the last rung's cells are sampled beside training, by what is varied and its value."""
+        """How the last rung's cells are sampled beside training, by what is varied and its value.
+
+        Raises ValueError where the sampler does not take one.
+        """
         return {
             "solver_steps": {n: self.with_sampler(steps=n) for n in sorted(set(self.solver_steps))},
             "sigma_max": {s: self.with_sampler(sigma_max=s) for s in sorted(set(self.sampled_from))},
